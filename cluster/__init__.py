@@ -1,0 +1,1 @@
+"""Submitting the commands to a Ray cluster; sends commands as text and imports none of our code."""

@@ -1,0 +1,1 @@
+"""The commands: Hydra in, `ssl_core` on Ray Train, MLflow out."""

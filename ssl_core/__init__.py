@@ -1,0 +1,1 @@
+"""Self-supervised pretraining in plain torch: methods, data plane, step, loop, checkpoints and probes."""

@@ -1,0 +1,9 @@
+"""The two ways a command ends early: the user can mend it, or the same command continues it."""
+
+
+class UserError(ValueError):
+    """Something the user can cause and mend; the message is one line: what is wrong, where, what to do."""
+
+
+class Resumable(RuntimeError):
+    """The run stopped without losing committed work; the same command continues it."""
