@@ -1,0 +1,47 @@
+# make demo: the whole road on real images, about five minutes after the install.   make test: everything CI runs.
+# Needs Python 3.11 or newer, git and make; everything else goes into .venv, in the versions of constraints.txt.
+
+PYTHON ?= python3
+STORE ?= demo/runs
+PORT ?= 5000
+BIN := .venv/bin
+
+.PHONY: help install demo ui test lint clean
+help:
+	@echo "make demo     pack, pretrain, probe, register, pull and embed on scikit-learn's handwritten digits"
+	@echo "make ui       MLflow's pages of the demo's runs on http://127.0.0.1:$(PORT) (STORE=<storage folder>, PORT=<port>)"
+	@echo "make test     lint, types, import contracts and all tests"
+	@echo "make lint     the first three of these"
+	@echo "make install  what the others do first, once: .venv with everything in it"
+	@echo "make clean    remove caches, build outputs and the demo's runs; not .venv, runs/ or data/"
+
+install: .venv/installed
+
+# The stamp is written last, so an interrupted install is taken up again by the next call.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=<path>" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv: about two minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: install
+	@$(BIN)/python -m pipelines.demo
+
+ui: install
+	@test -f $(STORE)/mlflow.db || { echo "$(STORE)/mlflow.db is not there: run make demo first, or give STORE=<storage folder>"; exit 1; }
+	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///$(STORE)/mlflow.db
+
+# By cost, and the first stage that fails ends it; tests/conftest.py does the same among tests.
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
