@@ -1,0 +1,64 @@
+"""The run's platform as Ray Train sees it, and how this project starts a Ray of its own: on loopback, with a token."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl_core.collectives import Collectives
+from ssl_core.train.context import STOP_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayContext:
+    """`ssl_core.train.context.RunContext` inside a Ray Train worker."""
+
+    folder: Path
+    attempt: int
+    collectives: Collectives
+    device: torch.device
+
+    @classmethod
+    def of_this_worker(cls, folder: Path, attempt: int) -> "RayContext":
+        """Read rank and world from Ray Train, whose backend has formed the process group."""
+        import ray.train
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        collectives = Collectives(rank=context.get_world_rank(), world=context.get_world_size())
+        return cls(folder=folder, attempt=attempt, collectives=collectives, device=ray.train.torch.get_device())
+
+    def should_stop(self) -> bool:
+        """Whether the driver put the stop file into the run's folder."""
+        return (self.folder / STOP_FILE).exists()
+
+
+def start_ray(address: str | None, *, workers: int) -> None:
+    """Join the cluster at `address`, or start a Ray on this machine's loopback interface with token authentication.
+
+    A local Ray gets as many logical CPUs as there are workers even where the machine has fewer cores: otherwise it would
+    wait for ever. Threads per worker are set by the worker itself.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    arguments: dict[str, Any] = {"log_to_driver": True, "logging_level": "WARNING"}
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        arguments["address"] = address
+    else:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps every socket on 127.0.0.1 (Ray resolves it otherwise)
+        arguments |= {
+            "_node_ip_address": "127.0.0.1",
+            "num_cpus": max(os.cpu_count() or 1, workers) + 1,  # one more for the probe while workers are still leaving
+            "include_dashboard": False,
+            "object_store_memory": 200 * 2**20,
+        }
+    import ray
+
+    ray.init(**arguments)

@@ -1,0 +1,74 @@
+"""Talking to the other workers: the only module that knows `torch.distributed`. At world size 1 nothing moves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collectives:
+    """Collective operations of `world` workers over the default process group, as worker `rank` calls them.
+
+    Every worker calls the same operations in the same order. Sums are added in an order that depends on `world` alone, so
+    that a repeated run is bit-equal.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def sum_(self, x: Tensor) -> Tensor:
+        """Add `x` over all workers, in place."""
+        if self.world > 1:
+            dist.all_reduce(x)
+        return x
+
+    def gather_rows(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        """Concatenate every worker's rows in rank order.
+
+        Args:
+            x: this worker's rows [counts[rank], …], no graph.
+            counts: rows of each worker; they may differ.
+
+        Returns:
+            [sum(counts), …] on every worker.
+        """
+        if self.world == 1:
+            return x
+        longest = max(counts)
+        padded = x.new_zeros(longest, *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every worker's (small) value in rank order, on every worker."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all workers."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def start_gloo(rank: int, world: int, address: str, *, timeout_seconds: float = 60.0) -> Collectives:
+    """Form a gloo group at `tcp://address` (host:port of rank 0); for tests and runs without Ray."""
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://{address}", rank=rank, world_size=world, timeout=timedelta(seconds=timeout_seconds)
+    )
+    return Collectives(rank=rank, world=world)
+
+
+def leave_group() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

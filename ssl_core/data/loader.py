@@ -1,0 +1,142 @@
+"""From the order to pixels: the lane batches of the coming steps, made ahead in threads.
+
+A batch is a pure function of its step, so there is no loader state to save. JPEG decoding and OpenCV release the interpreter
+lock; the threads end with the loader.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from ssl_core import rng
+from ssl_core.data.order import EpochOrder, steps_per_epoch
+from ssl_core.lanes import Lanes
+from ssl_core.types import LaneBatch
+
+
+class Images(Protocol):
+    """Where pixels come from: `ssl_core.data.reader.Reader`."""
+
+    def image(self, position: int) -> np.ndarray:
+        """The image at a position: uint8 [H, W, K]."""
+        ...
+
+
+class Group(Protocol):
+    """Views of one size."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+
+
+class Recipe(Protocol):
+    """How a sample becomes views: `ssl_core.views.recipes`."""
+
+    @property
+    def groups(self) -> tuple[Group, ...]: ...
+    @property
+    def num_views(self) -> int: ...
+
+    def __call__(self, image: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
+        """uint8 [H, W, K] and int64 [num_views] to one uint8 [count, height, width, channels] a group."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The order of a whole run: what `EpochOrder` is for an epoch."""
+
+    shard_samples: np.ndarray  # int64 [shards]
+    seed: int
+    block: int
+    lanes: Lanes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch."""
+        return steps_per_epoch(int(self.shard_samples.sum()), self.lanes.global_batch)
+
+    def epoch(self, epoch: int) -> EpochOrder:
+        """The order of one epoch."""
+        return EpochOrder(
+            self.shard_samples,
+            seed=self.seed,
+            epoch=epoch,
+            num_lanes=self.lanes.count,
+            lane_size=self.lanes.size,
+            block=self.block,
+        )
+
+
+class LaneLoader:
+    """Makes the batches of a worker's lanes.
+
+    Args:
+        images: where pixels come from; must be safe to call from several threads.
+        recipe: how a sample becomes views.
+        schedule: the order; its lanes say which this worker owns.
+        threads: how many lanes are made at a time.
+        ahead: batches that are made before they are asked for.
+    """
+
+    def __init__(self, images: Images, recipe: Recipe, schedule: Schedule, *, threads: int = 1, ahead: int = 2) -> None:
+        self._images, self._recipe, self._schedule = images, recipe, schedule
+        self._threads, self._ahead = threads, ahead
+        self._epoch_order = lru_cache(maxsize=2)(schedule.epoch)
+
+    def stream(self, first_step: int, end_step: int) -> Iterator[LaneBatch]:
+        """The batches of steps first_step … end_step − 1, in order."""
+        waiting: deque[tuple[LaneBatch, list[Future[None]]]] = deque()
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="loader") as pool:
+            try:
+                for step in range(first_step, end_step + self._ahead):
+                    if step < end_step:
+                        waiting.append(self._start(step, pool))
+                    if step >= first_step + self._ahead and waiting:
+                        batch, lanes = waiting.popleft()
+                        for lane in lanes:
+                            lane.result()
+                        yield batch
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def batch(self, step: int) -> LaneBatch:
+        """The batch of one step."""
+        return next(self.stream(step, step + 1))
+
+    def _start(self, step: int, pool: ThreadPoolExecutor) -> tuple[LaneBatch, list[Future[None]]]:
+        epoch, step_in_epoch = divmod(step, self._schedule.steps_per_epoch)
+        lanes = self._schedule.lanes
+        positions = self._epoch_order(epoch).positions(step_in_epoch, lanes.owned)
+        groups = {
+            group.name: np.empty(
+                (len(positions), group.count, lanes.size, group.height, group.width, group.channels), np.uint8
+            )
+            for group in self._recipe.groups
+        }
+        batch = LaneBatch(step=step, epoch=epoch, positions=positions, groups=groups)
+        return batch, [pool.submit(self._fill, batch, lane) for lane in range(len(positions))]
+
+    def _fill(self, batch: LaneBatch, lane: int) -> None:
+        """Decode each sample of a lane once and write all its views."""
+        positions = batch.positions[lane]
+        views = np.arange(self._recipe.num_views)
+        keys = rng.key(self._schedule.seed, "views", batch.epoch, positions[:, None], views)
+        outputs = [batch.groups[group.name][lane] for group in self._recipe.groups]
+        for sample, position in enumerate(positions.tolist()):
+            made = self._recipe(self._images.image(position), keys[sample])
+            for output, group in zip(outputs, made, strict=True):
+                output[:, sample] = group

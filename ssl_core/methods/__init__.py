@@ -1,0 +1,33 @@
+"""The methods, by name; a new one is a file, a line here, a YAML and a row in the documentation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ssl_core import rng
+from ssl_core.data.loader import Recipe
+from ssl_core.methods.base import Method
+from ssl_core.methods.simclr import SimCLR, SimCLRConfig
+from ssl_core.nn.backbones import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodEntry:
+    """A method's class and the dataclass of its numbers."""
+
+    build: Callable[..., Method]
+    config: type[Any]
+
+
+METHODS: dict[str, MethodEntry] = {
+    "simclr": MethodEntry(build=SimCLR, config=SimCLRConfig),
+}
+
+
+def build_method(name: str, config: Any, *, encoder: Encoder, recipe: Recipe, seed: int) -> Method:
+    """Build a method whose own networks' initial weights are a function of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.key(seed, "method.init")) & (2**63 - 1))
+        return METHODS[name].build(config, encoder=encoder, recipe=recipe)

@@ -1,0 +1,76 @@
+"""What a method is, and what the engine does with it.
+
+A method owns networks and two functions. `embed` says how views become rows; it works per sample but for normalisation
+layers, and is where compute and memory are. `loss` says how the rows of the *global* batch become a number; it is
+cross-sample and cheap. Between the two the engine gathers rows in lane order; afterwards it sums the gradient of every worker's
+partial loss with respect to all rows and pushes each worker's slice back through its own `embed`. So a method never talks to
+other workers, and the same code is exact on any number of them, in one piece or in micro-batches.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast, runtime_checkable
+
+from torch import Tensor, nn
+
+from ssl_core.data.loader import Recipe
+from ssl_core.nn.backbones import Encoder
+from ssl_core.types import GlobalRows, ViewBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepInfo:
+    """Where in the run a step is."""
+
+    step: int
+    total_steps: int
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A self-supervised method; an `nn.Module` whose parameters and buffers are the state that a checkpoint holds.
+
+    Parameters with `requires_grad` are optimised; others (a momentum encoder) are the method's own to change in the hooks.
+    """
+
+    encoder: Encoder
+    """What is exported and probed."""
+    recipe: Recipe
+    """How a sample becomes views."""
+
+    def embed(self, batch: ViewBatch) -> Mapping[str, Tensor]:
+        """Rows of these lanes, by name.
+
+        Args:
+            batch: whole lanes.
+
+        Returns:
+            Tensors [num_lanes · rows per lane, …], lane-major. Rows that need no gradient (keys of a momentum encoder) carry none.
+        """
+        ...
+
+    def loss(self, rows: GlobalRows) -> Tensor:
+        """This worker's part of the loss: the sum of the parts over workers is the loss of the global batch.
+
+        A sum over own rows does this by itself; a statistic of the whole batch (Barlow Twins) is weighted by the worker's
+        share of rows.
+        """
+        ...
+
+    def before_step(self, info: StepInfo) -> None:
+        """Called without graph before `embed`: momentum updates."""
+        ...
+
+    def after_step(self, rows: GlobalRows) -> None:
+        """Called without graph once the step is committed: queues and centres, from the rows of the global batch."""
+        ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """As `nn.Module.parameters`."""
+        ...
+
+
+def as_module(method: Method) -> nn.Module:
+    """The method as the `nn.Module` that it is."""
+    assert isinstance(method, nn.Module), f"{type(method).__name__} must be an nn.Module"
+    return cast(nn.Module, method)

@@ -1,0 +1,1 @@
+"""Building blocks of methods: encoders, heads, lane BatchNorm, position embeddings."""

@@ -1,0 +1,63 @@
+"""From values to an optimiser: which one, its parameter groups, and its rate at each step."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ssl_core.optim.lars import LARS
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """An optimiser and its schedule.
+
+    `base_rate` is the rate at a global batch of 256 under the linear rule (rate = base_rate · B / 256), the factor of √B
+    under the square-root rule (rate = base_rate · √B, SimCLR appendix B.1), the rate itself without a rule.
+    `warmup` is the share of all steps over which the rate rises linearly; after it, it falls to 0 by a half cosine.
+    """
+
+    name: Literal["lars", "sgd", "adamw"] = "lars"
+    base_rate: float = 0.3
+    scaling: Literal["linear", "sqrt", "none"] = "linear"
+    weight_decay: float = 1e-6
+    momentum: float = 0.9
+    trust_coefficient: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: float = 0.1
+
+
+def peak_rate(config: OptimConfig, global_batch: int) -> float:
+    """The highest rate of the schedule at this global batch."""
+    factor = {"linear": global_batch / 256, "sqrt": math.sqrt(global_batch), "none": 1.0}
+    return config.base_rate * factor[config.scaling]
+
+
+def learning_rate(config: OptimConfig, *, step: int, total_steps: int, global_batch: int) -> float:
+    """The rate of step `step` (0 … total_steps − 1): linear warm-up, then half a cosine to 0."""
+    warmup_steps = round(config.warmup * total_steps)
+    if step < warmup_steps:
+        share = (step + 1) / warmup_steps
+    else:
+        share = 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+    return peak_rate(config, global_batch) * share
+
+
+def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser over all trainable parameters; those of fewer than two dimensions are not decayed."""
+    trainable = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    match config.name:
+        case "lars":
+            return LARS(groups, lr=0.0, momentum=config.momentum, trust_coefficient=config.trust_coefficient)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, foreach=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, foreach=True)

@@ -1,0 +1,71 @@
+"""LARS: layer-wise adaptive rate scaling (You, Gitman and Ginsburg, arXiv 1708.03888), by foreach operations."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LARS(torch.optim.Optimizer):
+    """LARS with momentum; the rate is applied outside the velocity, as in MoCo v3's, MAE's and Barlow Twins' code.
+
+    g ← g + decay · w;  trust = η ‖w‖ / ‖g‖ (1 where either norm is 0);  v ← momentum · v + trust · g;  w ← w − rate · v.
+    Tensors of fewer than two dimensions (biases, normalisation) are neither decayed nor adapted. Google's SimCLR code
+    multiplies the rate into the velocity instead; the two differ while the rate changes.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate.
+        momentum: of the velocity.
+        weight_decay: L2 coefficient, added to the gradient before the trust ratio.
+        trust_coefficient: η.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 1e-3,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of every parameter that has a gradient; `closure` is not supported."""
+        assert closure is None, "LARS takes no closure"
+        for group in self.param_groups:
+            parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            adapted = [p for p in parameters if p.ndim > 1]
+            plain = [p for p in parameters if p.ndim <= 1]
+            updates = self._adapted_gradients(adapted, group) + [p.grad for p in plain if p.grad is not None]
+            if updates:
+                velocities = [self._velocity(p) for p in adapted + plain]
+                torch._foreach_mul_(velocities, group["momentum"])
+                torch._foreach_add_(velocities, updates)
+                torch._foreach_add_(adapted + plain, velocities, alpha=-group["lr"])
+
+    def _adapted_gradients(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        if not parameters:
+            return []
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+        w_norm = torch.stack(torch._foreach_norm(parameters))
+        g_norm = torch.stack(torch._foreach_norm(gradients))
+        trust = torch.where((w_norm > 0) & (g_norm > 0), group["trust_coefficient"] * w_norm / g_norm, 1.0)
+        torch._foreach_mul_(gradients, list(trust.unbind()))
+        return gradients
+
+    def _velocity(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(parameter)
+        return state["velocity"]

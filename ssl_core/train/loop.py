@@ -1,0 +1,203 @@
+"""The worker loop: resume, step, record, checkpoint, stop. Knows neither Ray nor MLflow; the platform is the `RunContext`."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ssl_core.data.loader import LaneLoader
+from ssl_core.data.quarantine import Quarantine
+from ssl_core.train.checkpoint import Checkpoint, newest_readable, save_checkpoint
+from ssl_core.train.context import RunContext
+from ssl_core.train.records import Record, audit_line
+from ssl_core.train.step import TrainStep
+from ssl_core.types import LaneBatch
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What the loop does besides stepping; none of it changes the weights."""
+
+    total_steps: int
+    steps_per_epoch: int
+    global_batch: int
+    checkpoint_every_steps: int | None = None
+    checkpoint_every_seconds: float | None = 600.0
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    audit: bool = False
+    identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopResult:
+    """How an attempt ended."""
+
+    steps: int
+    finished: bool
+    seconds: float
+    images_per_second: float
+    quarantined: int
+
+
+def train(
+    step: TrainStep, loader: LaneLoader, quarantine: Quarantine, config: LoopConfig, context: RunContext
+) -> LoopResult:
+    """Run from the newest whole checkpoint to the last step, or until asked to stop.
+
+    Every worker calls it alike. The last completed step is saved on a stop, on too many unreadable samples, and at the end.
+    """
+    first = _resume(step, quarantine, context)
+    meter = _Meter(config.global_batch)
+    saver = _Saver(step, quarantine, config, context)
+    records = _Records(config, context, first)
+    done, stopped = first, False
+    try:
+        for batch in meter.waiting(loader.stream(first, config.total_steps)):
+            lead = context.collectives.rank == 0
+            signals = (
+                float(lead and context.should_stop()),
+                float(lead and saver.due(batch.step + 1)),
+                float(quarantine.num_found),
+            )
+            result = step(batch, signals=signals)
+            done, stopped = batch.step + 1, result.signals[0] > 0
+            meter.step_done()
+            if config.audit:
+                records.audit(audit_line(batch, result.loss, context.collectives))
+            if done % config.log_every == 0 or done in (first + 1, config.total_steps) or stopped:
+                values = {"loss": result.loss, "learning_rate": step.rate(batch.step), "gradient_norm": result.gradient_norm}
+                records.metrics({"step": done, "epoch": done / config.steps_per_epoch, **values, **meter.rates()})
+            too_many = quarantine.exceeded(int(result.signals[2]))
+            if result.signals[1] > 0 or stopped or too_many or done == config.total_steps:
+                saver.save(done)
+            quarantine.stop_if(too_many)
+            if stopped:
+                break
+    finally:
+        records.close()
+    return LoopResult(
+        steps=done,
+        finished=done == config.total_steps,
+        seconds=meter.seconds,
+        images_per_second=meter.overall(),
+        quarantined=quarantine.count,
+    )
+
+
+def _resume(step: TrainStep, quarantine: Quarantine, context: RunContext) -> int:
+    """Load the newest whole checkpoint, if there is one; the number of steps that are done."""
+    checkpoint, complaints = newest_readable(context.folder / CHECKPOINTS)
+    if context.collectives.rank == 0:
+        for complaint in complaints:
+            print(complaint, flush=True)
+    if checkpoint is None:
+        return 0
+    step.module.load_state_dict(checkpoint.model)
+    step.load_optimizer_state(checkpoint.optimizer)
+    quarantine.restore(checkpoint.state["quarantine"])
+    return checkpoint.step
+
+
+class _Saver:
+    """Decides when a checkpoint is due, and writes it on rank 0."""
+
+    def __init__(self, step: TrainStep, quarantine: Quarantine, config: LoopConfig, context: RunContext) -> None:
+        self._step, self._quarantine, self._config, self._context = step, quarantine, config, context
+        self._last = time.monotonic()
+
+    def due(self, done: int) -> bool:
+        """Whether the state after `done` steps is to be kept; an epoch's end within a minute of the last one is not."""
+        config, age = self._config, time.monotonic() - self._last
+        if config.checkpoint_every_steps is not None:
+            return done % config.checkpoint_every_steps == 0
+        every = config.checkpoint_every_seconds or 600.0
+        return age >= every or (done % config.steps_per_epoch == 0 and age >= min(60.0, every))
+
+    def save(self, done: int) -> None:
+        """Collect what all workers quarantined and write one checkpoint."""
+        found = self._context.collectives.gather_objects(self._quarantine.snapshot())
+        if self._context.collectives.rank == 0:
+            everything = {str(position): reason for part in found for position, reason in part.items()}
+            state = {"identity": dict(self._config.identity), "quarantine": everything}
+            checkpoint = Checkpoint(
+                step=done, model=self._step.module.state_dict(), optimizer=self._step.optimizer_state(), state=state
+            )
+            save_checkpoint(self._context.folder / CHECKPOINTS, checkpoint, keep=self._config.keep_checkpoints)
+        self._last = time.monotonic()
+
+
+class _Records:
+    """Rank 0's parts of the append-only records; nothing on other ranks."""
+
+    def __init__(self, config: LoopConfig, context: RunContext, first: int) -> None:
+        kinds = ["metrics", "audit"] if config.audit else ["metrics"]
+        self._parts = (
+            {kind: Record(context.folder, kind, attempt=context.attempt, first_step=first) for kind in kinds}
+            if context.collectives.rank == 0
+            else {}
+        )
+
+    def audit(self, line: dict[str, Any]) -> None:
+        self._append("audit", line)
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        self._append("metrics", {**line, "time": time.time()})
+
+    def _append(self, kind: str, line: dict[str, Any]) -> None:
+        if kind in self._parts:
+            self._parts[kind].append(line)
+
+    def close(self) -> None:
+        for part in self._parts.values():
+            part.close()
+
+
+class _Meter:
+    """Images per second and the share of time spent waiting for data."""
+
+    def __init__(self, global_batch: int) -> None:
+        self._global_batch = global_batch
+        self._start = self._since = time.monotonic()
+        self._steps = self._steps_since = 0
+        self._waited_since = 0.0
+        self._first_done = self._start
+
+    def waiting(self, batches: Iterator[LaneBatch]) -> Iterator[LaneBatch]:
+        """The batches, with the wait for each one counted."""
+        while True:
+            before = time.monotonic()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._waited_since += time.monotonic() - before
+            yield batch
+
+    def step_done(self) -> None:
+        self._steps += 1
+        self._steps_since += 1
+        if self._steps == 1:
+            self._first_done = time.monotonic()
+
+    def rates(self) -> dict[str, float]:
+        """Since the last call."""
+        now = time.monotonic()
+        seconds = max(now - self._since, 1e-9)
+        rates = {
+            "images_per_second": self._steps_since * self._global_batch / seconds,
+            "data_wait": self._waited_since / seconds,
+        }
+        self._since, self._steps_since, self._waited_since = now, 0, 0.0
+        return rates
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def overall(self) -> float:
+        """Images per second of the whole attempt; the first step (warm-up, compilation) is left out where there are more."""
+        if self._steps > 1:
+            return (self._steps - 1) * self._global_batch / max(time.monotonic() - self._first_done, 1e-9)
+        return self._steps * self._global_batch / max(self.seconds, 1e-9)

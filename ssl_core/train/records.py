@@ -1,0 +1,90 @@
+"""Append-only records of a run (metrics, audit): one part per attempt, joined when the run is done.
+
+A line is one JSON object with a `step`. A later attempt starts from a checkpoint and does the steps after it again, so its lines
+replace those of earlier attempts from its first step on; a line that a kill cut short is ignored.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import numpy as np
+
+from ssl_core.collectives import Collectives
+from ssl_core.storage.local import publish_bytes
+from ssl_core.types import LaneBatch
+
+
+class Record:
+    """Appends lines to `<folder>/<kind>/attempt-0001.jsonl`; each line reaches the file system at once."""
+
+    def __init__(self, folder: Path, kind: str, *, attempt: int, first_step: int) -> None:
+        path = folder / kind / f"attempt-{attempt:04d}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = path.open("w", encoding="utf-8", buffering=1)
+        self._file.write(json.dumps({"first_step": first_step}) + "\n")
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write one line."""
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        """Flush to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def read_part(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """A part's first step and its whole lines."""
+    first_step, lines = 0, list[dict[str, Any]]()
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = cast(dict[str, Any], json.loads(text))
+        except json.JSONDecodeError:
+            break
+        if "step" in line:
+            lines.append(line)
+        else:
+            first_step = int(line["first_step"])
+    return first_step, lines
+
+
+def join_parts(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The effective history: every step's line of the last attempt that did it, in order of steps."""
+    history: dict[int, dict[str, Any]] = {}
+    for path in sorted((folder / kind).glob("attempt-*.jsonl")):
+        first_step, lines = read_part(path)
+        history = {step: line for step, line in history.items() if step < first_step}
+        history.update({int(line["step"]): line for line in lines})
+    return [history[step] for step in sorted(history)]
+
+
+def publish_joined(folder: Path, kind: str) -> None:
+    """Write the effective history to `<folder>/<kind>.jsonl`, if there is any."""
+    if (folder / kind).is_dir():
+        text = "".join(json.dumps(line) + "\n" for line in join_parts(folder, kind))
+        publish_bytes(folder / f"{kind}.jsonl", text.encode())
+
+
+def audit_line(batch: LaneBatch, loss: float, collectives: Collectives) -> dict[str, Any]:
+    """What anyone can check a step by: scheduled positions in lane order, a digest of all views, the loss to the bit.
+
+    The digest is BLAKE2b over the digests of the lanes in lane order, so it does not depend on the number of workers.
+    """
+    mine = [(batch.positions[lane].tolist(), _lane_digest(batch, lane)) for lane in range(len(batch.positions))]
+    parts: Sequence[list[tuple[list[int], bytes]]] = collectives.gather_objects(mine)
+    everyone = [lane for part in parts for lane in part]
+    digest = hashlib.blake2b(b"".join(lane for _, lane in everyone), digest_size=16)
+    ids = [position for positions, _ in everyone for position in positions]
+    return {"step": batch.step, "epoch": batch.epoch, "loss": loss.hex(), "ids": ids, "views": digest.hexdigest()}
+
+
+def _lane_digest(batch: LaneBatch, lane: int) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(batch.groups):
+        digest.update(np.ascontiguousarray(batch.groups[name][lane]).data)
+    return digest.digest()

@@ -1,0 +1,224 @@
+"""One optimiser step, the same way for every method: embed, gather, loss, push back, reduce, commit.
+
+Exact on many workers: every worker takes the gradient of its part of the loss with respect to the rows of *all* workers; summed
+over workers, that is the gradient with respect to all rows, of which each takes its own slice back through its own graph.
+
+Gradient caching (Gao et al., arXiv 2101.06983) is the same walk in two passes: embed all chunks without graph, take the
+gradient with respect to the rows, embed chunk by chunk with graph and push the slice that belongs to it. A chunk is whole lanes,
+so BatchNorm by lanes does not notice; keyed randomness makes the second pass equal to the first.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_core.collectives import Collectives
+from ssl_core.errors import Resumable
+from ssl_core.lanes import Lanes
+from ssl_core.methods.base import Method, StepInfo, as_module
+from ssl_core.nn.lane_batch_norm import commit_statistics, lane_batch_norms, lane_groups, take_statistics
+from ssl_core.optim import OptimConfig, build_optimizer, learning_rate
+from ssl_core.train.gradients import FlatGradients
+from ssl_core.types import GlobalRows, LaneBatch, StepResult, ViewBatch
+
+Precision = Literal["fp64", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """How a step is computed."""
+
+    total_steps: int
+    precision: Precision = "fp32"
+    micro_batch: int | None = None
+    compile: bool = False
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+
+class NonFiniteLoss(Resumable):
+    """The loss is not a finite number; nothing of the step was committed."""
+
+
+class TrainStep:
+    """Owns the optimiser and changes the method's state; nothing changes before a step's loss is known to be finite."""
+
+    def __init__(
+        self,
+        method: Method,
+        config: StepConfig,
+        *,
+        optim: OptimConfig,
+        lanes: Lanes,
+        collectives: Collectives,
+        device: torch.device,
+    ) -> None:
+        self._method, self._config, self._optim = method, config, optim
+        self._lanes, self._collectives, self._device = lanes, collectives, device
+        self._dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self._chunks = list(_chunks(len(lanes.owned), lanes.size, config.micro_batch))
+        module = as_module(method).to(device=device, dtype=self._dtype)
+        if config.precision != "fp64":
+            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (overload missing in torch's stubs)
+        self.module = module.train()
+        self._norms = lane_batch_norms(module)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(optim, parameters)
+        self._gradients = FlatGradients([p for group in self.optimizer.param_groups for p in group["params"]])
+        self._embed = torch.compile(method.embed, dynamic=False) if config.compile else method.embed
+        scale = torch.tensor(config.std, dtype=self._dtype, device=device).view(1, -1, 1, 1) * 255
+        shift = torch.tensor(config.mean, dtype=self._dtype, device=device).view(1, -1, 1, 1) * 255
+        self._shift, self._scale = shift, scale
+
+    def __call__(self, batch: LaneBatch, *, signals: Sequence[float] = ()) -> StepResult:
+        """Take one step.
+
+        Args:
+            batch: this worker's lanes.
+            signals: numbers that are summed over workers in the same reduction as the loss; as many on every worker.
+
+        Raises:
+            NonFiniteLoss: on every worker alike.
+        """
+        info = StepInfo(step=batch.step, total_steps=self._config.total_steps)
+        with torch.no_grad():
+            self._method.before_step(info)
+        self._gradients.zero_()
+        loss, rows, statistics = self._forward_backward(batch)
+        said = torch.cat([loss.double().view(1), torch.tensor(signals, dtype=torch.float64, device=self._device)])
+        value, *summed = self._collectives.sum_(said).tolist()
+        if not np.isfinite(value):
+            raise NonFiniteLoss(
+                f"the loss at step {batch.step} is {value}; samples of this worker: {batch.positions.ravel().tolist()[:8]} …; "
+                "nothing of the step was kept: lower optim.base_rate or use train.precision=fp32, under a new name"
+            )
+        self._gradients.sum_over_workers_(self._collectives)
+        self._commit(info, rows, statistics)
+        return StepResult(loss=value, gradient_norm=float(self._gradients.norm()), signals=tuple(summed))
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        total, batch = self._config.total_steps, self._lanes.global_batch
+        return learning_rate(self._optim, step=step, total_steps=total, global_batch=batch)
+
+    def _forward_backward(self, batch: LaneBatch) -> tuple[Tensor, GlobalRows, Tensor | None]:
+        whole = len(self._chunks) == 1
+        embedded: list[dict[str, Tensor]] = []
+        statistics: list[Tensor | None] = []
+        for chunk in self._chunks:
+            with torch.set_grad_enabled(whole):
+                embedded.append(self._embed_chunk(batch, chunk, record=True))
+            statistics.append(take_statistics(self._norms, len(chunk)))
+        own = {name: torch.cat([part[name] for part in embedded]) for name in embedded[0]}
+        loss, rows, gradients = self._loss_and_row_gradients(own)
+        if whole:
+            torch.autograd.backward([own[name] for name in gradients], list(gradients.values()))
+        else:
+            self._push_by_chunk(batch, gradients)
+        gathered = None if statistics[0] is None else self._gather(torch.cat([s for s in statistics if s is not None]), 1)
+        return loss, rows, gathered
+
+    def _push_by_chunk(self, batch: LaneBatch, gradients: Mapping[str, Tensor]) -> None:
+        """Second pass of gradient caching: embed each chunk with graph and push its slice of the rows' gradient."""
+        for chunk in self._chunks:
+            part = self._embed_chunk(batch, chunk, record=False)
+            pushed = [name for name in gradients if part[name].requires_grad]
+            slices: list[Tensor] = []
+            for name in pushed:
+                per_lane = len(gradients[name]) // len(self._lanes.owned)
+                slices.append(gradients[name][chunk.start * per_lane : chunk.stop * per_lane])
+            torch.autograd.backward([part[name] for name in pushed], slices)
+
+    def _embed_chunk(self, batch: LaneBatch, chunk: range, *, record: bool) -> dict[str, Tensor]:
+        bf16 = self._config.precision == "bf16"
+        with (
+            lane_groups(self._norms, len(chunk), record=record),
+            torch.autocast(self._device.type, torch.bfloat16) if bf16 else nullcontext(),
+        ):
+            return dict(self._embed(self._view_batch(batch, chunk)))
+
+    def _view_batch(self, batch: LaneBatch, chunk: range) -> ViewBatch:
+        lanes = slice(chunk.start, chunk.stop)
+        images = {name: self._normalised(pixels[lanes]) for name, pixels in batch.groups.items()}
+        positions = torch.from_numpy(batch.positions[lanes].ravel()).to(self._device)
+        return ViewBatch(
+            images=images, positions=positions, num_lanes=len(chunk), step=batch.step, epoch=batch.epoch
+        )
+
+    def _normalised(self, pixels: np.ndarray) -> Tensor:
+        """uint8 [L, V, b, H, W, K] to standardised float [L · V · b, K, H, W], channels last in memory."""
+        rows = torch.from_numpy(pixels.reshape(-1, *pixels.shape[3:])).to(self._device, non_blocking=True)
+        return rows.permute(0, 3, 1, 2).to(self._dtype).sub_(self._shift).div_(self._scale)
+
+    def _loss_and_row_gradients(self, own: Mapping[str, Tensor]) -> tuple[Tensor, GlobalRows, dict[str, Tensor]]:
+        """This worker's part of the loss, the global rows, and the whole loss's gradient on own rows."""
+        accurate = {name: row.detach().to(torch.promote_types(row.dtype, torch.float32)) for name, row in own.items()}
+        everyone = {
+            name: self._gather(row, len(row) // len(self._lanes.owned)) for name, row in accurate.items()
+        }
+        # with a graph in one pass rows say themselves whether they need a gradient; without one, every float row may
+        pushed = [n for n, row in own.items() if row.requires_grad or (len(self._chunks) > 1 and row.is_floating_point())]
+        for name in pushed:
+            everyone[name].requires_grad_()
+        rows = self._global_rows(everyone)
+        with torch.enable_grad():
+            loss = self._method.loss(rows)
+        found = torch.autograd.grad(loss, [everyone[name] for name in pushed], allow_unused=True)
+        gradients: dict[str, Tensor] = {}
+        for name, gradient in zip(pushed, found, strict=True):
+            if gradient is not None:
+                gradients[name] = self._collectives.sum_(gradient)[rows.own(name)].to(own[name].dtype)
+        detached = {name: row.detach() for name, row in everyone.items()}
+        return loss.detach(), self._global_rows(detached), gradients
+
+    def _global_rows(self, rows: Mapping[str, Tensor]) -> GlobalRows:
+        return GlobalRows(rows=rows, num_lanes=self._lanes.count, own_lanes=self._lanes.owned)
+
+    def _gather(self, rows: Tensor, per_lane: int) -> Tensor:
+        return self._collectives.gather_rows(rows, [count * per_lane for count in self._lanes.counts])
+
+    @torch.no_grad()
+    def _commit(self, info: StepInfo, rows: GlobalRows, statistics: Tensor | None) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(info.step)
+        self.optimizer.step()
+        if statistics is not None:
+            commit_statistics(self._norms, statistics)
+        self._method.after_step(rows)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimiser's tensors by `<parameter>/<key>`."""
+        names = self._parameter_names()
+        state: dict[int, dict[str, Any]] = self.optimizer.state_dict()["state"]
+        return {f"{names[i]}/{key}": value for i, entry in state.items() for key, value in entry.items()}
+
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `optimizer_state` returned."""
+        index = {name: i for i, name in enumerate(self._parameter_names())}
+        parameters = dict(self.module.named_parameters())
+        packed = self.optimizer.state_dict()
+        packed["state"] = {}
+        for name, tensor in tensors.items():
+            parameter, _, key = name.rpartition("/")
+            if tensor.shape == parameters[parameter].shape:  # files hold no strides: take the parameter's
+                tensor = torch.empty_like(parameters[parameter]).copy_(tensor)
+            packed["state"].setdefault(index[parameter], {})[key] = tensor
+        self.optimizer.load_state_dict(packed)
+
+    def _parameter_names(self) -> list[str]:
+        """Names in the optimiser's order."""
+        names = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def _chunks(num_lanes: int, lane_size: int, micro_batch: int | None) -> Iterator[range]:
+    """This worker's lanes cut into chunks of at most `micro_batch` samples."""
+    per_chunk = num_lanes if micro_batch is None else max(1, micro_batch // lane_size)
+    for start in range(0, num_lanes, per_chunk):
+        yield range(start, min(start + per_chunk, num_lanes))
+
