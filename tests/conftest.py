@@ -1,0 +1,67 @@
+"""What all tests share: fixed threads, no servers or credentials of the user's, stages by cost, the folder `shared`."""
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+# Before torch, OpenCV or a subprocess reads them: sums are added in the same order on every machine, and test workers
+# do not fight for cores.
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OPENCV_FOR_THREADS_NUM": "1",
+    # no call leaves this machine
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_OFFLINE": "1",
+    # what a test stores, it stores in its own folder
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "RAY_ADDRESS", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+    os.environ.pop(name, None)
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("slow", "s3", "ray", "browser", "chaos")  # markers in the order of their cost; a test without one comes first
+
+
+def _stage(item: pytest.Item) -> int:
+    return max((STAGES.index(mark.name) + 1 for mark in item.iter_markers() if mark.name in STAGES), default=0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cheap tests first; tests for a GPU only where there is one."""
+    items.sort(key=_stage)
+    wants_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if wants_gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in wants_gpu:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """A stage in which a test failed is finished, the dearer ones after it are not begun."""
+    result = yield
+    if nextitem is not None and item.session.testsfailed and _stage(nextitem) > _stage(item):
+        item.session.shouldfail = f"stage '{('unit', *STAGES)[_stage(item)]}' failed, dearer stages not run"
+    return result
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `shared` beside the checkout, with data and checks; tests that need it are skipped without it."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder ../shared, which is not here")
+    return folder
