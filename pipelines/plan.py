@@ -1,0 +1,286 @@
+"""What a pretraining run is: typed configuration, and everything that follows from it before anything starts.
+
+The driver makes a `Plan` to check all inputs; every worker makes the same one again from the same values.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+from pipelines.config import typed
+from pipelines.tracking import TrackingConfig
+from ssl_core.data.integrity import check_shards, verify_shards
+from ssl_core.data.loader import Schedule
+from ssl_core.data.manifest import Manifest, load_manifest
+from ssl_core.errors import UserError
+from ssl_core.export import ExportConfig
+from ssl_core.lanes import Lanes
+from ssl_core.methods import METHODS, build_method
+from ssl_core.methods.base import Method
+from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder
+from ssl_core.optim import OptimConfig
+from ssl_core.train.step import Precision, StepConfig
+from ssl_core.views.recipes import CropConfig, CropRecipe
+
+_EAGER_HASH_BYTES = 4 << 30  # the driver hashes so much before it starts; workers hash the rest when they open it
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Keys below `data`."""
+
+    train: str | None = None
+    val: str | None = None
+    lanes: int | None = None
+    block: int = 8192
+    max_bad: int | float = 0.001
+    threads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Keys below `train`."""
+
+    workers: int | None = None
+    threads: int | None = None
+    epochs: int = 100
+    steps: int | None = None
+    global_batch: int = 256
+    micro_batch: int | None = None
+    bn: Literal["lane"] = "lane"
+    precision: Precision = "fp32"
+    compile: bool = False
+    audit: bool = False
+    checkpoint_every: int | str = "10m"
+    keep_checkpoints: int = 2
+    log_every: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeData:
+    """Keys below `probe`: labelled data, where it is not the training data's own."""
+
+    train: str | None = None
+    val: str | None = None
+    max_train: int | None = None
+    max_val: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Keys below `ray`."""
+
+    address: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """Keys below `model`: the encoder and, where named, the normalisation of its input."""
+
+    name: str
+    image_size: int = 224
+    in_chans: int = 3
+    stem: Literal["native", "cifar"] = "native"
+    arguments: dict[str, Any]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def encoder(self) -> ModelConfig:
+        """Without the normalisation."""
+        fields = {name: value for name, value in vars(self).items() if name not in ("mean", "std")}
+        return ModelConfig(**fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """All keys of `pretrain`."""
+
+    seed: int = 0
+    name: str | None = None
+    storage: str = "runs"
+    init: str | None = None
+    plan: bool = False
+    register: str | None = None
+    data: DataConfig
+    train: TrainConfig
+    probe: ProbeData
+    tracking: TrackingConfig
+    ray: RayConfig
+    method: dict[str, Any]
+    views: dict[str, Any]
+    optim: OptimConfig
+    model: ModelSection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A checked run: what follows from its configuration, for one worker of `lanes.world`."""
+
+    config: PretrainConfig
+    manifest: Manifest
+    lanes: Lanes
+    schedule: Schedule
+    total_steps: int
+    views: CropConfig
+    method: Any  # the dataclass METHODS[…].config
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def step(self) -> StepConfig:
+        """How a step is computed."""
+        train = self.config.train
+        return StepConfig(
+            total_steps=self.total_steps,
+            precision=train.precision,
+            micro_batch=train.micro_batch,
+            compile=train.compile,
+            mean=self.mean,
+            std=self.std,
+        )
+
+    @property
+    def export(self) -> ExportConfig:
+        """What the exported encoder's `config.json` says."""
+        encoder = self.random_encoder()
+        return ExportConfig(
+            model=self.config.model.encoder, mean=self.mean, std=self.std, num_features=encoder.num_features
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the weights depend on; a run is continued only with the same."""
+        config, train = self.config, self.config.train
+        return {
+            "seed": config.seed,
+            "init": config.init,
+            "method": config.method,
+            "model": {**asdict(config.model), "mean": list(self.mean), "std": list(self.std)},
+            "views": config.views,
+            "optim": {**asdict(config.optim), "betas": list(config.optim.betas)},
+            "data": {"manifest": self.manifest.digest, "lanes": self.lanes.count, "block": config.data.block},
+            "train": {
+                "steps": self.total_steps,
+                "global_batch": train.global_batch,
+                "micro_batch": train.micro_batch,
+                "bn": train.bn,
+                "precision": train.precision,
+                "compile": train.compile,
+            },
+        }
+
+    def random_encoder(self) -> Encoder:
+        """The encoder with its keyed initial weights: where the run starts, and the probe's baseline."""
+        return build_encoder(self.config.model.encoder, seed=self.config.seed)
+
+    def build_method(self, encoder: Encoder) -> Method:
+        """The method around an encoder."""
+        name = self.config.method["name"]
+        return build_method(
+            name, self.method, encoder=encoder, recipe=CropRecipe.of(self.views), seed=self.config.seed
+        )
+
+
+def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None = None) -> Plan:
+    """Type and check a composed configuration; raises UserError on anything that cannot run."""
+    config = typed(PretrainConfig, mapping)
+    train, model = config.train, config.model
+    if config.data.train is None:
+        raise UserError("data.train is missing: name a folder with a manifest (python -m pipelines.pack makes one)")
+    manifest = load_manifest(config.data.train)
+    world = workers or train.workers or default_workers()
+    lanes = Lanes.cut(train.global_batch, config.data.lanes, rank=rank, world=world)
+    schedule = Schedule(
+        shard_samples=manifest.shard_samples, seed=config.seed, block=config.data.block, lanes=lanes
+    )
+    if train.micro_batch is not None and train.micro_batch % lanes.size:
+        raise UserError(
+            f"train.micro_batch={train.micro_batch} is not a multiple of a lane's {lanes.size} samples: a micro-batch is whole lanes"
+        )
+    mean, std = _normalisation(model, manifest)
+    name = config.method.get("name")
+    if name not in METHODS:
+        raise UserError(f"unknown method.name={name}: known are {', '.join(METHODS)}")
+    numbers = {key: value for key, value in config.method.items() if key != "name"}
+    views = {**config.views, "image_size": model.image_size, "channels": model.in_chans}
+    return Plan(
+        config=config,
+        manifest=manifest,
+        lanes=lanes,
+        schedule=schedule,
+        total_steps=_total_steps(train, schedule),
+        views=typed(CropConfig, views, "views."),
+        method=typed(METHODS[cast(str, name)].config, numbers, "method."),
+        mean=mean,
+        std=std,
+    )
+
+
+def check_inputs(plan: Plan) -> None:
+    """Look at what the plan names: shards, checksums, probe data, model and method; raises UserError."""
+    check_shards(plan.manifest)
+    verify_shards(plan.manifest, max_bytes=_EAGER_HASH_BYTES)
+    checkpoint_interval(plan.config.train.checkpoint_every)
+    plan.build_method(plan.random_encoder())
+    for manifest in probe_manifests(plan) or ():
+        if not manifest.labelled:
+            raise UserError(
+                f"{manifest.root} has {manifest.labelled_samples} labels for {manifest.num_samples} samples: a probe needs a "
+                "label for each, name labelled folders as probe.train and probe.val"
+            )
+        check_shards(manifest)
+
+
+def probe_manifests(plan: Plan) -> tuple[Manifest, Manifest] | None:
+    """The labelled (training, validation) sets of the probe at the end, or None where no validation set is named."""
+    config = plan.config
+    val = config.probe.val or config.data.val
+    if val is None:
+        if config.probe.train is not None:
+            raise UserError("probe.train is named but probe.val is not: name a labelled validation folder")
+        return None
+    train = load_manifest(config.probe.train) if config.probe.train else plan.manifest
+    return train, load_manifest(val)
+
+
+def default_workers() -> int:
+    """One for each GPU that this machine shows, at least one."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def threads_per_worker(plan: Plan) -> int:
+    """CPU threads that a worker computes with."""
+    return plan.config.train.threads or max(1, (os.cpu_count() or 1) // plan.lanes.world)
+
+
+def checkpoint_interval(text: int | str) -> tuple[int | None, float | None]:
+    """`train.checkpoint_every` as (steps, seconds), one of which is None; raises UserError."""
+    found = re.fullmatch(r"(\d+)\s*([smh]?)", str(text).strip())
+    if not found or int(found[1]) == 0:
+        raise UserError(f"train.checkpoint_every={text}: write steps (500) or a time (90s, 10m, 2h)")
+    number = int(found[1])
+    return (None, float(number * {"s": 1, "m": 60, "h": 3600}[found[2]])) if found[2] else (number, None)
+
+
+def _total_steps(train: TrainConfig, schedule: Schedule) -> int:
+    per_epoch = schedule.steps_per_epoch
+    steps = train.epochs * per_epoch if train.steps is None else train.steps
+    if steps < 1:
+        raise UserError(f"train.steps={train.steps}, train.epochs={train.epochs}: a run needs at least one step")
+    return steps
+
+
+def _normalisation(model: ModelSection, manifest: Manifest) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if (model.mean is None) != (model.std is None):
+        raise UserError("model.mean and model.std go together: name both or neither")
+    mean, std = manifest.normalisation(model.in_chans) if model.mean is None else (model.mean, model.std or ())
+    if not len(mean) == len(std) == model.in_chans:
+        raise UserError(
+            f"model.mean and model.std have {len(mean)} and {len(std)} values for model.in_chans={model.in_chans}: give one a channel"
+        )
+    return mean, std

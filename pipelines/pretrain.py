@@ -1,0 +1,177 @@
+"""Pretrain an encoder on unlabelled images: Ray Train, any number of workers, then probe it and optionally register it.
+
+  python -m pipelines.pretrain method=simclr model=resnet18_32 data.train=shards/train data.val=shards/val name=first
+  python -m pipelines.pretrain … plan=true                 check every input, print the plan, start nothing
+  python -m pipelines.pretrain … register=my-encoder       register the model when it is done
+
+The same command continues an interrupted run at the exact next step. Results: <storage>/<name>/summary.json.
+"""
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import compose
+from pipelines.console import duration, run_command
+from ssl_core.errors import Resumable, UserError
+
+
+def main(overrides: list[str]) -> None:
+    """Check everything, then train what is left of the run, probe it, and register it if asked to."""
+    values = compose("pretrain", overrides)
+
+    from pipelines.plan import check_inputs, make_plan
+    from pipelines.run_folder import RunFolder
+
+    plan = make_plan(values)
+    config = plan.config
+    name = config.name or f"{config.method['name']}-{config.model.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    run = RunFolder.open(config.storage, name, identity=plan.identity, config=values)
+    if run.finished and not config.plan:
+        print(f"run {name} is finished; a new name starts another one")
+        _print_summary(run)
+        return
+    check_inputs(plan)
+    print(start_line(plan), flush=True)
+    if config.plan:
+        from pipelines.estimate import estimate
+
+        print(estimate(plan))
+        return
+    with run.locked():
+        _carry_out(run, plan)
+
+
+def start_line(plan: Any) -> str:
+    """What is about to happen, in numbers."""
+    from ssl_core.optim.build import peak_rate
+
+    lanes, config = plan.lanes, plan.config
+    per_worker = sorted(set(lanes.counts), reverse=True)
+    rate = peak_rate(config.optim, lanes.global_batch)
+    text = (
+        f"{config.method['name']} · {config.model.name} at {config.model.image_size} px · {plan.manifest.num_samples:,} images · "
+        f"{plan.total_steps:,} steps of {lanes.global_batch} ({plan.total_steps / plan.schedule.steps_per_epoch:.1f} epochs) · "
+        f"{config.optim.name} at {rate:.4g}\n"
+        f"{lanes.count} lanes of {lanes.size} · {lanes.world} worker(s) with {' or '.join(map(str, per_worker))} lanes · "
+        f"efficiency {lanes.efficiency:.2f} · {config.train.precision}"
+    )
+    if lanes.efficiency < 0.9:
+        better = [w for w in range(1, lanes.count + 1) if lanes.count % w == 0 and abs(w - lanes.world) <= lanes.world]
+        text += f"\nwarning: efficiency below 0.9: workers wait for the one with most lanes; {better} workers divide the lanes"
+    return text
+
+
+def _carry_out(run: Any, plan: Any) -> None:
+    from pipelines.mlflow_connection import check_reachable, tracking_uri
+
+    config = plan.config
+    uri = tracking_uri(config.tracking.uri, config.storage)
+    new = run.record.mlflow_run is None or run.record.tracking_uri != uri
+    if new:
+        check_reachable(uri)
+    if run.record.state == "new":
+        from pipelines.weights import place_initial_weights
+
+        place_initial_weights(plan, run.path, uri)
+
+    from pipelines.tracking import Tracker
+
+    tracker = Tracker.open(
+        uri,
+        config=config.tracking,
+        run_name=run.record.name,
+        run_folder=run.path,
+        run_id=None if new else run.record.mlflow_run,
+    )
+    run.update(mlflow_run=tracker.run_id, tracking_uri=uri)
+    tracker.log_params({**run.record.config, "lanes": plan.lanes.count, "total_steps": plan.total_steps})
+    tracker.set_tags({"manifest": plan.manifest.digest, "method": config.method["name"], "run_folder": run.record.name})
+    status = "FAILED"
+    try:
+        _train_probe_register(run, plan, tracker, uri)
+        status = "FINISHED"
+    except (Resumable, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        if run.record.state == "running":
+            run.update(state="interrupted")
+        tracker.finish(status)
+        import ray
+
+        ray.shutdown()
+
+
+def _train_probe_register(run: Any, plan: Any, tracker: Any, uri: str) -> None:
+    from pipelines.evaluation import probe_on_ray
+    from pipelines.ray_context import start_ray
+
+    start_ray(plan.config.ray.address, workers=plan.lanes.world)
+    if run.record.state != "trained":
+        _attempt(run, plan)
+    summary: dict[str, Any] = {**run.record.training, "probe": None}
+    report = probe_on_ray(plan, run.path)
+    if report is not None:
+        print(report.table(), flush=True)
+        tracker.log_results(report.metrics(), step=plan.total_steps)
+        summary["probe"] = report.to_dict()
+    tracker.log_artifact(run.path / "export" / "config.json", "export")
+    run.write_summary(summary)
+    tracker.log_artifact(run.path / "summary.json")
+    if plan.config.register:
+        from pipelines.registry import register_run
+
+        tracker.flush()
+        print(register_run(run.path, plan.config.register, uri))
+
+
+def _attempt(run: Any, plan: Any) -> None:
+    """One attempt; on return the run is trained and its records are joined."""
+    import shutil
+
+    from pipelines.attempt import WorkerFailed, run_attempt
+    from pipelines.worker import Job
+    from ssl_core.train.records import publish_joined
+
+    attempt = run.record.attempts + 1
+    run.update(state="running", attempts=attempt)
+    job = Job(config=dict(run.record.config), folder=str(run.path), attempt=attempt)
+    began = time.monotonic()
+    try:
+        result = run_attempt(
+            job, workers=plan.lanes.world, total_steps=plan.total_steps, steps_per_epoch=plan.schedule.steps_per_epoch
+        )
+    except WorkerFailed as error:
+        print(error.said, flush=True)
+        raise SystemExit(1) from error
+    finally:
+        shutil.rmtree(run.path / ".ray", ignore_errors=True)
+        publish_joined(run.path, "metrics")
+        publish_joined(run.path, "audit")
+    if not result["finished"]:
+        raise Resumable(f"stopped after step {result['steps']} of {plan.total_steps}: the same command continues it")
+    seconds = time.monotonic() - began
+    training = {
+        "workers": plan.lanes.world,
+        "steps": result["steps"],
+        "images_per_second": round(result["images_per_second"], 2),
+        "seconds": round(seconds, 1),
+        "quarantined": result["quarantined"],
+    }
+    run.update(state="trained", training=training)
+    print(f"trained {result['steps']} steps in {duration(seconds)}, {result['images_per_second']:,.0f} images/s", flush=True)
+
+
+def _print_summary(run: Any) -> None:
+    summary = run.summary()
+    print(f"{summary['steps']} steps, {summary['images_per_second']} images/s; {run.path / 'summary.json'}")
+    if summary.get("probe"):
+        from ssl_core.probe.report import ProbeReport
+
+        print(ProbeReport.from_dict(summary["probe"]).table())
+
+
+if __name__ == "__main__":
+    run_command("pretrain", __doc__, main)

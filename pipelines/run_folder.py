@@ -1,0 +1,127 @@
+"""A run's folder: who it is, what state it is in, and that nothing else becomes of it."""
+
+import fcntl
+import json
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from ssl_core.errors import UserError
+from ssl_core.storage.local import local_path, publish_bytes
+
+FORMAT = 1
+RUN_FILE, SUMMARY_FILE, PROBE_FILE = "run.json", "summary.json", "probe.json"
+State = Literal["new", "running", "interrupted", "trained", "finished"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What `run.json` holds."""
+
+    name: str
+    identity: Mapping[str, Any]
+    config: Mapping[str, Any]
+    state: State = "new"
+    attempts: int = 0
+    mlflow_run: str | None = None
+    tracking_uri: str | None = None
+    training: Mapping[str, Any] | None = None
+
+
+class RunFolder:
+    """`<storage>/<name>`, opened by the driver."""
+
+    def __init__(self, path: Path, record: RunRecord) -> None:
+        self.path, self.record = path, record
+
+    @classmethod
+    def open(cls, storage: str, name: str, *, identity: Mapping[str, Any], config: Mapping[str, Any]) -> "RunFolder":
+        """A new run or, where the folder holds one of the same identity, that one; nothing is written yet.
+
+        Raises:
+            UserError: a name that is no file name, or a run of another identity.
+        """
+        if not name or "/" in name or name.startswith("."):
+            raise UserError(f"name={name} cannot be a folder: use letters, digits, - and _")
+        path = local_path(storage) / name
+        identity = cast(dict[str, Any], json.loads(json.dumps(identity)))  # tuples become lists, as in the file
+        if not (path / RUN_FILE).exists():
+            return cls(path, RunRecord(name=name, identity=identity, config=config))
+        record = read_record(path)
+        changed = _differences(record.identity, identity)
+        if changed:
+            raise UserError(
+                f"run {name} in {storage} was made with another configuration: {'; '.join(changed[:3])}; use another name "
+                "(init=<run> starts from its weights) or the same values"
+            )
+        return cls(path, replace(record, config=config))
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.record.state == "finished" and (self.path / SUMMARY_FILE).exists()
+
+    def update(self, **changes: Any) -> None:
+        """Change the record and write it."""
+        self.record = replace(self.record, **changes)
+        self.path.mkdir(parents=True, exist_ok=True)
+        publish_bytes(self.path / RUN_FILE, (json.dumps({"format": FORMAT, **vars(self.record)}, indent=2) + "\n").encode())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write `summary.json`, the last file of a run."""
+        summary = {"state": "finished", **summary}
+        publish_bytes(self.path / SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+        self.update(state="finished")
+
+    def summary(self) -> dict[str, Any]:
+        """What `write_summary` wrote."""
+        return cast(dict[str, Any], json.loads((self.path / SUMMARY_FILE).read_text(encoding="utf-8")))
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Within: no other driver on this machine works on the run; raises UserError where one does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"run {self.record.name} is in progress in another process: wait for it or stop it") from error
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def read_record(path: Path) -> RunRecord:
+    """The record of a run's folder; raises UserError where there is none."""
+    try:
+        content = cast(dict[str, Any], json.loads((path / RUN_FILE).read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no run in {path}: python -m pipelines.runs lists the runs of a storage folder") from error
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path / RUN_FILE} cannot be read: {error}") from error
+    if content.pop("format", None) != FORMAT:
+        raise UserError(f"{path / RUN_FILE} is of another format version")
+    return RunRecord(**content)
+
+
+def find_run(run: str, storage: str) -> Path:
+    """The folder of a run given as a path or as a name below `storage`; raises UserError where there is none."""
+    for path in (local_path(run), local_path(storage) / run):
+        if (path / RUN_FILE).exists():
+            return path
+    raise UserError(f"there is no run {run} (neither as a folder nor below {storage}): python -m pipelines.runs lists them")
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += _differences(cast(dict[str, Any], before), cast(dict[str, Any], after), f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name} was {before}, now {after}")
+    return found

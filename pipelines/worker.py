@@ -1,0 +1,82 @@
+"""What every worker of an attempt runs: build the data, the method and the loop from the plan. No logic of its own.
+
+`run_worker` knows no Ray, so that the same attempt can be run and profiled in one process.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.plan import Plan, checkpoint_interval, make_plan, threads_per_worker
+from ssl_core.data.loader import LaneLoader
+from ssl_core.data.reader import Reader
+from ssl_core.export import WEIGHTS, load_weights, save_encoder
+from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
+from ssl_core.train.context import RunContext
+from ssl_core.train.loop import LoopConfig, LoopResult, train
+from ssl_core.train.step import TrainStep
+
+EXPORT, INIT = "export", "init"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One attempt, as plain values that any worker can read."""
+
+    config: dict[str, Any]
+    folder: str
+    attempt: int
+
+
+def run_worker(job: Job, context: RunContext) -> LoopResult:
+    """Train this worker's lanes from the newest checkpoint on; rank 0 exports the encoder of a finished run."""
+    plan = make_plan(job.config, rank=context.collectives.rank, workers=context.collectives.world)
+    torch.set_num_threads(threads_per_worker(plan))
+    encoder = plan.random_encoder()
+    start = Path(job.folder) / INIT / WEIGHTS
+    if start.exists():
+        from safetensors.torch import load_file
+
+        load_weights(encoder, load_file(start), where=str(start))
+    method = plan.build_method(encoder)
+    step = TrainStep(
+        use_lane_batch_norm(method),
+        plan.step,
+        optim=plan.config.optim,
+        lanes=plan.lanes,
+        collectives=context.collectives,
+        device=context.device,
+    )
+    reader = Reader(plan.manifest, channels=plan.config.model.in_chans, max_bad=plan.config.data.max_bad)
+    loader = LaneLoader(reader, method.recipe, plan.schedule, threads=plan.config.data.threads)
+    result = train(step, loader, reader.quarantine, loop_config(plan), context)
+    if result.finished and context.collectives.rank == 0:
+        save_encoder(Path(job.folder) / EXPORT, method.encoder, plan.export)
+    return result
+
+
+def loop_config(plan: Plan) -> LoopConfig:
+    """What the loop does besides stepping."""
+    train_config = plan.config.train
+    every_steps, every_seconds = checkpoint_interval(train_config.checkpoint_every)
+    return LoopConfig(
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.schedule.steps_per_epoch,
+        global_batch=plan.lanes.global_batch,
+        checkpoint_every_steps=every_steps,
+        checkpoint_every_seconds=every_seconds,
+        keep_checkpoints=train_config.keep_checkpoints,
+        log_every=train_config.log_every,
+        audit=train_config.audit,
+        identity=plan.identity,
+    )
+
+
+def ray_worker(job: dict[str, Any]) -> dict[str, Any]:
+    """`run_worker` as Ray Train's `train_loop_per_worker`; what it returns is the attempt's result."""
+    from pipelines.ray_context import RayContext
+
+    work = Job(**job)
+    return vars(run_worker(work, RayContext.of_this_worker(Path(work.folder), work.attempt)))
