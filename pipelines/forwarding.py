@@ -137,10 +137,11 @@ class Forwarder:
         self._tail, self._destination, self._say, self._poll = tail, destination, say, poll_seconds
         self._calls: deque[Callable[[], None]] = deque()
         self._last_call: Callable[[], None] | None = None
+        self._waiting: list[threading.Event] = []
         self._pending: list[MetricLine] = []
         self._last_step: int | None = None
         self._failures = 0
-        self._metrics_refused = False
+        self._metrics_refused = self._done = False
         self._wake, self._closing, self._abandoned = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics-forwarder", daemon=True)
 
@@ -152,6 +153,12 @@ class Forwarder:
         """Have `call` made, in the order of submission, again and again until it succeeds or is refused."""
         self._calls.append(call)
         self._wake.set()
+
+    def flush(self, *, wait_seconds: float) -> bool:
+        """Wait until all that was written and submitted so far has been sent; whether it was, within `wait_seconds`."""
+        flushed = threading.Event()
+        self.submit(lambda: self._waiting.append(flushed))
+        return flushed.wait(wait_seconds)
 
     def finish(self, last_call: Callable[[], None], *, wait_seconds: float) -> bool:
         """Send what is left, make `last_call`, and end the thread.
@@ -167,7 +174,7 @@ class Forwarder:
         return not self._thread.is_alive() and not self._metrics_refused
 
     def _run(self) -> None:
-        while not self._abandoned.is_set():
+        while not self._done and not self._abandoned.is_set():
             pause = self._poll
             try:
                 busy = self._turn()
@@ -177,14 +184,20 @@ class Forwarder:
                 if self._failures:
                     self._say("the tracking server is back: sending what it missed")
                     self._failures = 0
-                if not busy and self._closing.is_set():
-                    return
-            if not busy:
+                if not busy:
+                    self._release()
+            if not busy and not self._done:
                 self._wake.wait(pause)
                 self._wake.clear()
 
+    def _release(self) -> None:
+        for flushed in self._waiting:
+            flushed.set()
+        self._waiting.clear()
+
     def _turn(self) -> bool:
         """Do one thing; whether there was anything to do."""
+        closing = self._closing.is_set()  # before looking: what was submitted or written before it is seen below
         if self._calls:
             self._once(self._calls[0])
             self._calls.popleft()
@@ -196,9 +209,9 @@ class Forwarder:
             except Refused as error:
                 self._metrics_refused = True
                 self._say(f"metrics are no longer copied to the tracker, the files have them: {error}")
-        if self._closing.is_set() and self._last_call is not None:
+        if closing and self._last_call is not None:
             self._once(self._last_call)
-            self._last_call = None
+            self._done = True
         return False
 
     def _once(self, call: Callable[[], None]) -> None:

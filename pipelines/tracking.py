@@ -105,7 +105,7 @@ class Tracker:
             if known is None:
                 if run_id is not None:
                     say(f"{place(uri)} does not know the run {run_id}: starting a new one and copying all metrics")
-                experiment = _experiment(client, config.experiment, artifact_root(uri, run_folder.parent))
+                experiment = experiment_id(client, config.experiment, artifact_root(uri, run_folder.parent))
                 known = client.create_run(experiment, run_name=run_name).info.run_id
         return cls(client, known, run_folder / "metrics", say)
 
@@ -128,8 +128,11 @@ class Tracker:
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a small file to the run's artifacts."""
-        log = cast(Callable[[str, str, str | None], None], self._client.log_artifact)  # pyright: ignore[reportUnknownMemberType]
-        self._submit(lambda: log(self.run_id, str(path), folder))
+        self._submit(lambda: self._client.log_artifact(self.run_id, str(path), folder))
+
+    def flush(self, *, wait_seconds: float = 30.0) -> bool:
+        """Wait until MLflow has all so far; whether it has, within `wait_seconds`."""
+        return self._forwarder.flush(wait_seconds=wait_seconds)
 
     def finish(self, status: Status, *, wait_seconds: float = 30.0) -> bool:
         """Send what is left, set the run's final status, and stop.
@@ -247,7 +250,7 @@ def _reopen(client: "MlflowClient", run_id: str) -> bool:
     return False
 
 
-def _experiment(client: "MlflowClient", name: str, artifacts: str | None) -> str:
+def experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> str:
     """The experiment's id; made where it does not exist."""
     from mlflow.exceptions import MlflowException
 

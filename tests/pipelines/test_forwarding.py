@@ -124,6 +124,19 @@ def test_everything_arrives_once_and_the_last_call_comes_last(tmp_path: Path) ->
     assert said == []
 
 
+def test_a_flush_waits_for_what_was_there(tmp_path: Path) -> None:
+    server, said, calls = Server(), list[str](), list[str]()
+    write(tmp_path / "metrics", 1, range(1, 700))
+    going = forwarder(tmp_path / "metrics", server, said)
+    going.submit(lambda: calls.append("tags"))
+    assert going.flush(wait_seconds=5)
+    assert (server.steps(), calls) == (list(range(1, 700)), ["tags"])
+    server.away.set()
+    write(tmp_path / "metrics", 1, [700])
+    assert not going.flush(wait_seconds=0.1)
+    going.finish(lambda: None, wait_seconds=0)
+
+
 def test_an_outage_is_said_once_and_made_up_for(tmp_path: Path) -> None:
     server, said, calls = Server(), list[str](), list[str]()
     write(tmp_path / "metrics", 1, [1, 2])
