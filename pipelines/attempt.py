@@ -15,10 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-from pipelines.console import LiveLine, duration
+from pipelines.console import LiveLine, duration, say
 from pipelines.worker import Job, ray_worker
 from ssl_core.errors import Resumable, UserError
 from ssl_core.train.context import STOP_FILE
+from ssl_core.train.records import part_path, read_part
 
 _POLL_SECONDS = 0.25
 
@@ -53,7 +54,7 @@ def run_attempt(job: Job, *, workers: int, total_steps: int, steps_per_epoch: in
             outcome["error"] = error
 
     thread = threading.Thread(target=fit, name="trainer", daemon=True)
-    progress = _Progress(folder / "metrics" / f"attempt-{job.attempt:04d}.jsonl", total_steps, steps_per_epoch)
+    progress = _Progress(folder, job.attempt, total_steps, steps_per_epoch)
     with _signals_to(lambda: (folder / STOP_FILE).touch()):
         thread.start()
         while thread.is_alive():
@@ -123,7 +124,7 @@ def _signals_to(stop: Callable[[], None]) -> Generator[None]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        print("\nstopping after this step; once more to leave at once", flush=True)
+        say("\nstopping after this step; once more to leave at once")
         stop()
 
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -135,35 +136,44 @@ def _signals_to(stop: Callable[[], None]) -> Generator[None]:
 
 
 class _Progress:
-    """The live line, from the last line of rank 0's metrics."""
+    """The live line, from the last line of rank 0's metrics; what the workers have to say (events) in lines of its own."""
 
-    def __init__(self, path: Path, total_steps: int, steps_per_epoch: int) -> None:
-        self._path, self._total, self._per_epoch = path, total_steps, steps_per_epoch
+    def __init__(self, folder: Path, attempt: int, total_steps: int, steps_per_epoch: int) -> None:
+        self._metrics, self._events = part_path(folder, "metrics", attempt), part_path(folder, "events", attempt)
+        self._total, self._per_epoch = total_steps, steps_per_epoch
         self._live = LiveLine()
         self._first: tuple[int, float] | None = None
+        self._events_said = 0
         self.step = 0
 
     def show(self) -> None:
+        """Say what is new."""
+        events = read_part(self._events)[1] if self._events.exists() else []
+        for event in events[self._events_said :]:
+            say(str(event["event"]))
+        self._events_said = len(events)
         line = self._last()
-        if line is None:
+        if line is None or int(line["step"]) == self.step:
             return
-        step = int(line["step"])
-        new, self.step = step != self.step, step
-        self._first = self._first or (step, float(line["time"]))
-        rate = float(line["images_per_second"])
+        self.step = int(line["step"])
+        self._first = self._first or (self.step, float(line["time"]))
         first_step, first_time = self._first
-        pace = (float(line["time"]) - first_time) / (step - first_step) if step > first_step else 0.0
-        left = f" · {duration(pace * (self._total - step))} left" if pace else ""
-        text = f"step {step}/{self._total} · epoch {step / self._per_epoch:.2f} · loss {line['loss']:.4f} · {rate:,.0f} images/s{left}"
-        if new:
-            self._live.show(text, force=step == self._total)
+        pace = (float(line["time"]) - first_time) / (self.step - first_step) if self.step > first_step else 0.0
+        left = f" · {duration(pace * (self._total - self.step))} left" if pace else ""
+        self._live.show(
+            f"step {self.step}/{self._total} · epoch {self.step / self._per_epoch:.2f} · loss {line['loss']:.4f} · "
+            f"{line['images_per_second']:,.0f} images/s{left}",
+            force=self.step == self._total,
+        )
 
     def close(self) -> None:
+        """End the live line."""
         self._live.close()
 
     def _last(self) -> dict[str, Any] | None:
+        """The last whole line of the metrics."""
         try:
-            with self._path.open("rb") as file:
+            with self._metrics.open("rb") as file:
                 file.seek(0, 2)
                 file.seek(max(0, file.tell() - 4096))
                 lines = file.read().split(b"\n")[:-1]

@@ -51,6 +51,11 @@ def run_command(command: str, doc: str | None, main: Callable[[list[str]], None]
         sys.exit(EXIT_INTERRUPTED)
 
 
+def say(text: str) -> None:
+    """Print a line to standard output, at once."""
+    print(text, flush=True)
+
+
 class LiveLine:
     """One line that rewrites itself on a terminal; plain lines, at most one every `every_seconds`, where it is piped."""
 

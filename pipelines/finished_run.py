@@ -46,7 +46,9 @@ def read_finished_run(folder: Path) -> FinishedRun:
     """
     record = read_record(folder)
     if record.state != "finished" or not (folder / SUMMARY_FILE).is_file():
-        raise UserError(f"run {folder} is not finished ({record.state}): give its pretrain command again, that continues it")
+        raise UserError(
+            f"run {folder} is not finished ({record.state}): give its pretrain command again, that continues it"
+        )
     if not (folder / EXPORT / "checksums.json").is_file():
         raise UserError(f"run {folder} has no exported encoder in {EXPORT}/: give its pretrain command again")
     return FinishedRun(

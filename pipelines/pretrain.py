@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import compose
-from pipelines.console import duration, run_command
+from pipelines.console import duration, run_command, say
 from ssl_core.errors import Resumable, UserError
 
 
@@ -29,15 +29,15 @@ def main(overrides: list[str]) -> None:
     name = config.name or f"{config.method['name']}-{config.model.name}-{datetime.now():%Y%m%d-%H%M%S}"
     run = RunFolder.open(config.storage, name, identity=plan.identity, config=values)
     if run.finished and not config.plan:
-        print(f"run {name} is finished; a new name starts another one")
+        say(f"run {name} is finished; a new name starts another one")
         _print_summary(run)
         return
     check_inputs(plan)
-    print(start_line(plan), flush=True)
+    say(start_line(plan))
     if config.plan:
         from pipelines.estimate import estimate
 
-        print(estimate(plan))
+        say(estimate(plan))
         return
     with run.locked():
         _carry_out(run, plan)
@@ -114,7 +114,7 @@ def _train_probe_register(run: Any, plan: Any, tracker: Any, uri: str) -> None:
     summary: dict[str, Any] = {**run.record.training, "probe": None}
     report = probe_on_ray(plan, run.path)
     if report is not None:
-        print(report.table(), flush=True)
+        say(report.table())
         tracker.log_results(report.metrics(), step=plan.total_steps)
         summary["probe"] = report.to_dict()
     tracker.log_artifact(run.path / "export" / "config.json", "export")
@@ -124,7 +124,7 @@ def _train_probe_register(run: Any, plan: Any, tracker: Any, uri: str) -> None:
         from pipelines.registry import register_run
 
         tracker.flush()
-        print(register_run(run.path, plan.config.register, uri))
+        say(register_run(run.path, plan.config.register, uri))
 
 
 def _attempt(run: Any, plan: Any) -> None:
@@ -144,7 +144,7 @@ def _attempt(run: Any, plan: Any) -> None:
             job, workers=plan.lanes.world, total_steps=plan.total_steps, steps_per_epoch=plan.schedule.steps_per_epoch
         )
     except WorkerFailed as error:
-        print(error.said, flush=True)
+        say(error.said)
         raise SystemExit(1) from error
     finally:
         shutil.rmtree(run.path / ".ray", ignore_errors=True)
@@ -161,16 +161,16 @@ def _attempt(run: Any, plan: Any) -> None:
         "quarantined": result["quarantined"],
     }
     run.update(state="trained", training=training)
-    print(f"trained {result['steps']} steps in {duration(seconds)}, {result['images_per_second']:,.0f} images/s", flush=True)
+    say(f"trained {result['steps']} steps in {duration(seconds)}, {result['images_per_second']:,.0f} images/s")
 
 
 def _print_summary(run: Any) -> None:
     summary = run.summary()
-    print(f"{summary['steps']} steps, {summary['images_per_second']} images/s; {run.path / 'summary.json'}")
+    say(f"{summary['steps']} steps, {summary['images_per_second']} images/s; {run.path / 'summary.json'}")
     if summary.get("probe"):
         from ssl_core.probe.report import ProbeReport
 
-        print(ProbeReport.from_dict(summary["probe"]).table())
+        say(ProbeReport.from_dict(summary["probe"]).table())
 
 
 if __name__ == "__main__":

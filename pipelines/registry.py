@@ -105,7 +105,11 @@ def register_run(run_folder: Path, model: str, uri: str, *, metric: str = METRIC
     client = connect(uri)
     with plain_errors(uri):
         known = [one for one in versions(client, model, missing_ok=True) if one.tags.get("export") == tags["export"]]
-        number = known[0].number if known else _create_version(client, run, model, tags, artifact_root(uri, run_folder.parent))
+        number = (
+            known[0].number
+            if known
+            else _create_version(client, run, model, tags, artifact_root(uri, run_folder.parent))
+        )
         for key, value in tags.items() if known else ():
             client.set_model_version_tag(model, str(number), key, value)
         everyone = settle(client, model, metric)
@@ -263,9 +267,7 @@ def _upload(client: "MlflowClient", run: FinishedRun, logged: Any, source_run: s
 
     from pipelines.serving import save_flavour
 
-    metadata = Model(
-        artifact_path=logged.name, run_id=source_run, model_uuid=logged.model_id, model_id=logged.model_id
-    )
+    metadata = Model(artifact_path=logged.name, run_id=source_run, model_uuid=logged.model_id, model_id=logged.model_id)
     with tempfile.TemporaryDirectory() as folder:
         save_flavour(Path(folder) / "model", run.export, metadata)
         client.log_model_artifacts(logged.model_id, f"{folder}/model")

@@ -49,10 +49,12 @@ def train(
 
     Every worker calls it alike. The last completed step is saved on a stop, on too many unreadable samples, and at the end.
     """
-    first = _resume(step, quarantine, context)
+    first, complaints = _resume(step, quarantine, context)
     meter = _Meter(config.global_batch)
     saver = _Saver(step, quarantine, config, context)
     records = _Records(config, context, first)
+    for complaint in complaints:
+        records.event(first, complaint)
     done, stopped = first, False
     try:
         for batch in meter.waiting(loader.stream(first, config.total_steps)):
@@ -87,18 +89,15 @@ def train(
     )
 
 
-def _resume(step: TrainStep, quarantine: Quarantine, context: RunContext) -> int:
-    """Load the newest whole checkpoint, if there is one; the number of steps that are done."""
+def _resume(step: TrainStep, quarantine: Quarantine, context: RunContext) -> tuple[int, list[str]]:
+    """Load the newest whole checkpoint, if there is one: the number of steps that are done, and what is wrong with newer ones."""
     checkpoint, complaints = newest_readable(context.folder / CHECKPOINTS)
-    if context.collectives.rank == 0:
-        for complaint in complaints:
-            print(complaint, flush=True)
     if checkpoint is None:
-        return 0
+        return 0, complaints
     step.module.load_state_dict(checkpoint.model)
     step.load_optimizer_state(checkpoint.optimizer)
     quarantine.restore(checkpoint.state["quarantine"])
-    return checkpoint.step
+    return checkpoint.step, complaints
 
 
 class _Saver:
@@ -133,7 +132,7 @@ class _Records:
     """Rank 0's parts of the append-only records; nothing on other ranks."""
 
     def __init__(self, config: LoopConfig, context: RunContext, first: int) -> None:
-        kinds = ["metrics", "audit"] if config.audit else ["metrics"]
+        kinds = ["metrics", "events", *(["audit"] if config.audit else [])]
         self._parts = (
             {kind: Record(context.folder, kind, attempt=context.attempt, first_step=first) for kind in kinds}
             if context.collectives.rank == 0
@@ -145,6 +144,9 @@ class _Records:
 
     def metrics(self, line: dict[str, Any]) -> None:
         self._append("metrics", {**line, "time": time.time()})
+
+    def event(self, step: int, text: str) -> None:
+        self._append("events", {"step": step, "event": text})
 
     def _append(self, kind: str, line: dict[str, Any]) -> None:
         if kind in self._parts:

@@ -22,7 +22,7 @@ class Record:
     """Appends lines to `<folder>/<kind>/attempt-0001.jsonl`; each line reaches the file system at once."""
 
     def __init__(self, folder: Path, kind: str, *, attempt: int, first_step: int) -> None:
-        path = folder / kind / f"attempt-{attempt:04d}.jsonl"
+        path = part_path(folder, kind, attempt)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: TextIO = path.open("w", encoding="utf-8", buffering=1)
         self._file.write(json.dumps({"first_step": first_step}) + "\n")
@@ -36,6 +36,11 @@ class Record:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def part_path(folder: Path, kind: str, attempt: int) -> Path:
+    """Where an attempt's part of a record lies."""
+    return folder / kind / f"attempt-{attempt:04d}.jsonl"
 
 
 def read_part(path: Path) -> tuple[int, list[dict[str, Any]]]:

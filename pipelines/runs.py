@@ -1,0 +1,73 @@
+"""The runs of a storage folder: what state they are in, and whether the same command would continue them.
+
+  python -m pipelines.runs storage=runs                    list them
+  python -m pipelines.runs storage=runs delete=first       delete a run's folder (its copy in MLflow stays)
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import compose, typed
+from pipelines.console import run_command, say
+from pipelines.run_folder import RUN_FILE, RunFolder, RunRecord, find_run, read_record
+from ssl_core.errors import UserError
+from ssl_core.storage.local import local_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsConfig:
+    """All keys of `runs`."""
+
+    storage: str = "runs"
+    delete: str | None = None
+
+
+def main(overrides: list[str]) -> None:
+    """List the runs, or delete one."""
+    config = typed(RunsConfig, compose("runs", overrides))
+    storage = local_path(config.storage)
+    if config.delete is not None:
+        path = find_run(config.delete, config.storage)
+        with RunFolder(path, read_record(path)).locked():
+            shutil.rmtree(path)
+        say(f"deleted {path}")
+        return
+    if not storage.is_dir():
+        raise UserError(f"storage={config.storage} is not a folder: name the storage folder of your runs")
+    records = [(path.parent, read_record(path.parent)) for path in sorted(storage.glob(f"*/{RUN_FILE}"))]
+    if not records:
+        say(f"no runs in {storage}")
+        return
+    width = max(len(record.name) for _, record in records)
+    say(f"{'name':<{width}}  {'state':<12}{'steps':>15}  {'attempts':>8}  next")
+    for path, record in records:
+        done, total = _steps_done(path), record.identity["train"]["steps"]
+        following = {"finished": "register or probe it"}.get(record.state, "the same pretrain command continues it")
+        say(f"{record.name:<{width}}  {_state(path, record):<12}{f'{done}/{total}':>15}  {record.attempts:>8}  {following}")
+
+
+def _state(path: Path, record: RunRecord) -> str:
+    """The recorded state; a run that says it is running while nobody holds it was killed."""
+    if record.state != "running":
+        return record.state
+    try:
+        with RunFolder(path, record).locked():
+            return "interrupted"
+    except UserError:
+        return "running"
+
+
+def _steps_done(path: Path) -> int:
+    """The newest complete checkpoint's step."""
+    found = sorted(path.glob("checkpoints/step-*/manifest.json"))
+    if not found:
+        return 0
+    state: dict[str, Any] = json.loads((found[-1].parent / "state.json").read_text(encoding="utf-8"))
+    return int(state["step"])
+
+
+if __name__ == "__main__":
+    run_command("runs", __doc__, main)
