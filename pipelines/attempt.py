@@ -1,7 +1,7 @@
 """One attempt: one `TorchTrainer.fit()` with a fixed number of workers, watched from the driver's main thread.
 
-Ray Train's own retries and checkpoints stay off: it commits only after every rank was polled and has no back-off. Progress, the
-stop signal and errors go through the run's folder, which all nodes share.
+Ray Train's own retries and checkpoints stay off: it commits only after every rank was polled and has no back-off.
+Progress, the stop signal and errors go through the run's folder, which all nodes share.
 """
 
 import json
@@ -50,7 +50,7 @@ def run_attempt(job: Job, *, workers: int, total_steps: int, steps_per_epoch: in
     def fit() -> None:
         try:
             outcome["result"] = _trainer(job, workers).fit().return_value
-        except BaseException as error:  # handed to the main thread
+        except BaseException as error:  # noqa: BLE001 (handed to the main thread, which raises it)
             outcome["error"] = error
 
     thread = threading.Thread(target=fit, name="trainer", daemon=True)
@@ -77,7 +77,9 @@ def _trainer(job: Job, workers: int) -> Any:
         ray_worker,
         train_loop_config=asdict(job),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=1800),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker=None if gpus else {"CPU": 1}),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpus, resources_per_worker=None if gpus else {"CPU": 1}
+        ),
         run_config=RunConfig(
             name=f"attempt-{job.attempt:04d}",
             storage_path=str(Path(job.folder) / ".ray"),
@@ -96,9 +98,13 @@ def _translated(error: BaseException, step: int) -> BaseException:
                 return type(cause)(str(cause)) if type(cause) in (UserError, Resumable) else Resumable(str(cause))
     said = [text for text in (getattr(failure, "_traceback_str", "") for failure in failures) if text]
     lost = [failure for failure in failures if "HealthCheck" in type(failure).__name__ or "Died" in str(failure)]
-    if lost or not failures:
-        what = str(lost[0] if lost else error).strip().splitlines()[0]
-        return Resumable(f"the attempt ended after step {step} because a worker went away ({what}): the same command continues it")
+    if not failures:
+        lost = [cast(Exception, getattr(error, "controller_failure", error))]
+    if lost:
+        what = (str(lost[0]).strip() or type(lost[0]).__name__).splitlines()[0]
+        return Resumable(
+            f"the attempt ended after step {step} because a worker went away ({what}): the same command continues it"
+        )
     return WorkerFailed(said[0] if said else "".join(traceback.format_exception(failures[0])))
 
 
@@ -136,7 +142,7 @@ def _signals_to(stop: Callable[[], None]) -> Generator[None]:
 
 
 class _Progress:
-    """The live line, from the last line of rank 0's metrics; what the workers have to say (events) in lines of its own."""
+    """The live line, from the last line of rank 0's metrics; the workers' events in lines of their own."""
 
     def __init__(self, folder: Path, attempt: int, total_steps: int, steps_per_epoch: int) -> None:
         self._metrics, self._events = part_path(folder, "metrics", attempt), part_path(folder, "events", attempt)

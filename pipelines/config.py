@@ -49,7 +49,9 @@ def _is_group(key: str) -> bool:
 
 
 def _checked_option(group: str, option: str) -> str:
-    names = sorted(entry.name[:-5] for entry in files("configs").joinpath(group).iterdir() if entry.name.endswith(".yaml"))
+    names = sorted(
+        entry.name[:-5] for entry in files("configs").joinpath(group).iterdir() if entry.name.endswith(".yaml")
+    )
     if option not in names:
         raise UserError(f"unknown {group}={option}: {_nearest(option, names)}")
     return option
@@ -83,7 +85,11 @@ def _check_key(key: str, base: Mapping[str, Any]) -> bool:
 def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> list[str]:
     names: list[str] = []
     for name, value in mapping.items():
-        names += _flatten(cast(dict[str, Any], value), f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+        names += (
+            _flatten(cast(dict[str, Any], value), f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else [f"{prefix}{name}"]
+        )
     return names
 
 
@@ -143,7 +149,9 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if origin in (tuple, list) and isinstance(value, list | tuple):
         return _convert_sequence(cast(Sequence[Any], value), origin, arguments, path)
     if origin is dict and isinstance(value, dict):
-        return {name: _convert(one, arguments[1], f"{path}.{name}") for name, one in cast(dict[str, Any], value).items()}
+        return {
+            name: _convert(one, arguments[1], f"{path}.{name}") for name, one in cast(dict[str, Any], value).items()
+        }
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
@@ -171,7 +179,9 @@ def _convert_sequence(value: Sequence[Any], origin: Any, arguments: tuple[Any, .
     if origin is tuple and not (len(arguments) == 2 and arguments[1] is Ellipsis):
         if len(value) != len(arguments):
             raise UserError(f"{path}={list(value)} has the wrong length: expected {len(arguments)} values")
-        return tuple(_convert(one, hint, f"{path}[{i}]") for i, (one, hint) in enumerate(zip(value, arguments, strict=True)))
+        return tuple(
+            _convert(one, hint, f"{path}[{i}]") for i, (one, hint) in enumerate(zip(value, arguments, strict=True))
+        )
     return origin(_convert(one, arguments[0], f"{path}[{i}]") for i, one in enumerate(value))
 
 

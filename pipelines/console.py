@@ -22,7 +22,9 @@ def help_text(command: str, doc: str) -> str:
     lines.append(tree.joinpath(f"{command}.yaml").read_text(encoding="utf-8").strip())
     for group in ("method", "model", "experiment"):
         if f"- {group}:" in lines[-1] or f"  - {group}:" in lines[4]:
-            options = sorted(entry.name[:-5] for entry in tree.joinpath(group).iterdir() if entry.name.endswith(".yaml"))
+            options = sorted(
+                entry.name[:-5] for entry in tree.joinpath(group).iterdir() if entry.name.endswith(".yaml")
+            )
             lines += ["", f"{group}= one of: {', '.join(options)}"]
     lines += ["", "debug=true shows the traceback of an error."]
     return "\n".join(lines)
@@ -43,7 +45,13 @@ def run_command(command: str, doc: str | None, main: Callable[[list[str]], None]
     except (UserError, Resumable, OSError) as error:
         if debug:
             traceback.print_exc()
-        status = EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_RESUMABLE if isinstance(error, Resumable) else EXIT_FAILED
+        status = (
+            EXIT_BAD_INPUT
+            if isinstance(error, UserError)
+            else EXIT_RESUMABLE
+            if isinstance(error, Resumable)
+            else EXIT_FAILED
+        )
         print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(status)
     except KeyboardInterrupt:
@@ -57,7 +65,7 @@ def say(text: str) -> None:
 
 
 class LiveLine:
-    """One line that rewrites itself on a terminal; plain lines, at most one every `every_seconds`, where it is piped."""
+    """One line that rewrites itself on a terminal; plain lines every `every_seconds` where it is piped."""
 
     def __init__(self, stream: TextIO | None = None, *, every_seconds: float = 10.0) -> None:
         self._stream = stream or sys.stdout

@@ -10,6 +10,7 @@ from pipelines.plan import Plan, threads_per_worker
 from ssl_core import rng
 from ssl_core.collectives import Collectives
 from ssl_core.lanes import Lanes
+from ssl_core.methods.base import as_module
 from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
 from ssl_core.train.step import TrainStep
 from ssl_core.types import LaneBatch
@@ -18,8 +19,9 @@ _PROBE_SAMPLES = 16
 
 
 def estimate(plan: Plan) -> str:
-    """Memory of a worker and time of the run, scaled up from a step of at most 16 samples of random pixels on this machine."""
+    """Memory of a worker and time of the run, scaled up from steps of at most 16 random samples on this machine."""
     method = plan.build_method(plan.random_encoder())
+    use_lane_batch_norm(as_module(method))
     size = min(_PROBE_SAMPLES, plan.lanes.size)
     lanes = Lanes(count=1, size=size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,7 +29,12 @@ def estimate(plan: Plan) -> str:
     torch.set_num_threads(threads_per_worker(plan))
     try:
         step = TrainStep(
-            use_lane_batch_norm(method), plan.step, optim=plan.config.optim, lanes=lanes, collectives=Collectives(), device=device
+            method,
+            plan.step,
+            optim=plan.config.optim,
+            lanes=lanes,
+            collectives=Collectives(),
+            device=device,
         )
         batch = _random_batch(plan, size)
         step(batch)
@@ -43,8 +50,8 @@ def estimate(plan: Plan) -> str:
     a_step = seconds * max(plan.lanes.counts) * plan.lanes.size / size * passes
     memory = 4 * held + saved / size * micro
     return (
-        f"memory of a worker: about {memory / 2**30:.1f} GiB ({4 * held / 2**20:.0f} MiB weights, gradients and optimiser; "
-        f"activations of {micro} samples)\n"
+        f"memory of a worker: about {memory / 2**30:.1f} GiB ({4 * held / 2**20:.0f} MiB weights, gradients and "
+        f"optimiser; activations of {micro} samples)\n"
         f"time on machines like this one ({device.type}, {threads_per_worker(plan)} thread(s) a worker): about "
         f"{duration(a_step)} a step, {duration(a_step * plan.total_steps)} for the run, if loading keeps up\n"
         "nothing was started"

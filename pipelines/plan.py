@@ -179,9 +179,7 @@ class Plan:
     def build_method(self, encoder: Encoder) -> Method:
         """The method around an encoder."""
         name = self.config.method["name"]
-        return build_method(
-            name, self.method, encoder=encoder, recipe=CropRecipe.of(self.views), seed=self.config.seed
-        )
+        return build_method(name, self.method, encoder=encoder, recipe=CropRecipe.of(self.views), seed=self.config.seed)
 
 
 def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None = None) -> Plan:
@@ -193,19 +191,19 @@ def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None 
     manifest = load_manifest(config.data.train)
     world = workers or train.workers or default_workers()
     lanes = Lanes.cut(train.global_batch, config.data.lanes, rank=rank, world=world)
-    schedule = Schedule(
-        shard_samples=manifest.shard_samples, seed=config.seed, block=config.data.block, lanes=lanes
-    )
+    schedule = Schedule(shard_samples=manifest.shard_samples, seed=config.seed, block=config.data.block, lanes=lanes)
     if train.micro_batch is not None and train.micro_batch % lanes.size:
         raise UserError(
-            f"train.micro_batch={train.micro_batch} is not a multiple of a lane's {lanes.size} samples: a micro-batch is whole lanes"
+            f"train.micro_batch={train.micro_batch} is not a multiple of a lane's {lanes.size} samples: "
+            "a micro-batch is whole lanes"
         )
     mean, std = _normalisation(model, manifest)
     name = config.method.get("name")
     if name not in METHODS:
         raise UserError(f"unknown method.name={name}: known are {', '.join(METHODS)}")
     numbers = {key: value for key, value in config.method.items() if key != "name"}
-    views = {**config.views, "image_size": model.image_size, "channels": model.in_chans}
+    image_size = config.views.get("image_size") or model.image_size
+    views = {**config.views, "image_size": image_size, "channels": model.in_chans}
     return Plan(
         config=config,
         manifest=manifest,
@@ -228,8 +226,8 @@ def check_inputs(plan: Plan) -> None:
     for manifest in probe_manifests(plan) or ():
         if not manifest.labelled:
             raise UserError(
-                f"{manifest.root} has {manifest.labelled_samples} labels for {manifest.num_samples} samples: a probe needs a "
-                "label for each, name labelled folders as probe.train and probe.val"
+                f"{manifest.root} has {manifest.labelled_samples} labels for {manifest.num_samples} samples: a probe "
+                "needs a label for each, name labelled folders as probe.train and probe.val"
             )
         check_shards(manifest)
 
@@ -281,6 +279,7 @@ def _normalisation(model: ModelSection, manifest: Manifest) -> tuple[tuple[float
     mean, std = manifest.normalisation(model.in_chans) if model.mean is None else (model.mean, model.std or ())
     if not len(mean) == len(std) == model.in_chans:
         raise UserError(
-            f"model.mean and model.std have {len(mean)} and {len(std)} values for model.in_chans={model.in_chans}: give one a channel"
+            f"model.mean and model.std have {len(mean)} and {len(std)} values for model.in_chans={model.in_chans}: "
+            "give one a channel"
         )
     return mean, std

@@ -9,12 +9,11 @@ The same command continues an interrupted run at the exact next step. Results: <
 
 import time
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from pipelines.config import compose
 from pipelines.console import duration, run_command, say
-from ssl_core.errors import Resumable, UserError
+from ssl_core.errors import Resumable
 
 
 def main(overrides: list[str]) -> None:
@@ -51,15 +50,15 @@ def start_line(plan: Any) -> str:
     per_worker = sorted(set(lanes.counts), reverse=True)
     rate = peak_rate(config.optim, lanes.global_batch)
     text = (
-        f"{config.method['name']} · {config.model.name} at {config.model.image_size} px · {plan.manifest.num_samples:,} images · "
-        f"{plan.total_steps:,} steps of {lanes.global_batch} ({plan.total_steps / plan.schedule.steps_per_epoch:.1f} epochs) · "
-        f"{config.optim.name} at {rate:.4g}\n"
-        f"{lanes.count} lanes of {lanes.size} · {lanes.world} worker(s) with {' or '.join(map(str, per_worker))} lanes · "
-        f"efficiency {lanes.efficiency:.2f} · {config.train.precision}"
+        f"{config.method['name']} · {config.model.name} at {config.model.image_size} px · "
+        f"{plan.manifest.num_samples:,} images · {plan.total_steps:,} steps of {lanes.global_batch} "
+        f"({plan.total_steps / plan.schedule.steps_per_epoch:.1f} epochs) · {config.optim.name} at {rate:.4g}\n"
+        f"{lanes.count} lanes of {lanes.size} · {lanes.world} worker(s) with {' or '.join(map(str, per_worker))} lanes "
+        f"· efficiency {lanes.efficiency:.2f} · {config.train.precision}"
     )
     if lanes.efficiency < 0.9:
         better = [w for w in range(1, lanes.count + 1) if lanes.count % w == 0 and abs(w - lanes.world) <= lanes.world]
-        text += f"\nwarning: efficiency below 0.9: workers wait for the one with most lanes; {better} workers divide the lanes"
+        text += f"\nwarning: workers wait for the one with most lanes; these numbers of workers divide them: {better}"
     return text
 
 
@@ -124,7 +123,7 @@ def _train_probe_register(run: Any, plan: Any, tracker: Any, uri: str) -> None:
         from pipelines.registry import register_run
 
         tracker.flush()
-        say(register_run(run.path, plan.config.register, uri))
+        say(str(register_run(run.path, plan.config.register, uri)))
 
 
 def _attempt(run: Any, plan: Any) -> None:

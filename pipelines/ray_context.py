@@ -38,13 +38,14 @@ class RayContext:
 def start_ray(address: str | None, *, workers: int) -> None:
     """Join the cluster at `address`, or start a Ray on this machine's loopback interface with token authentication.
 
-    A local Ray gets as many logical CPUs as there are workers even where the machine has fewer cores: otherwise it would
-    wait for ever. Threads per worker are set by the worker itself.
+    A local Ray gets as many logical CPUs as there are workers even where the machine has fewer cores: otherwise it
+    would wait for ever. Threads per worker are set by the worker itself.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -52,7 +53,9 @@ def start_ray(address: str | None, *, workers: int) -> None:
     if address:
         arguments["address"] = address
     else:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps every socket on 127.0.0.1 (Ray resolves it otherwise)
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
+            "0"  # keeps every socket on 127.0.0.1 (Ray resolves it otherwise)
+        )
         arguments |= {
             "_node_ip_address": "127.0.0.1",
             "num_cpus": max(os.cpu_count() or 1, workers) + 1,  # one more for the probe while workers are still leaving

@@ -54,8 +54,8 @@ class RunFolder:
         changed = _differences(record.identity, identity)
         if changed:
             raise UserError(
-                f"run {name} in {storage} was made with another configuration: {'; '.join(changed[:3])}; use another name "
-                "(init=<run> starts from its weights) or the same values"
+                f"run {name} in {storage} was made with another configuration: {'; '.join(changed[:3])}; use another "
+                "name (init=<run> starts from its weights) or the same values"
             )
         return cls(path, replace(record, config=config))
 
@@ -68,7 +68,9 @@ class RunFolder:
         """Change the record and write it."""
         self.record = replace(self.record, **changes)
         self.path.mkdir(parents=True, exist_ok=True)
-        publish_bytes(self.path / RUN_FILE, (json.dumps({"format": FORMAT, **vars(self.record)}, indent=2) + "\n").encode())
+        publish_bytes(
+            self.path / RUN_FILE, (json.dumps({"format": FORMAT, **vars(self.record)}, indent=2) + "\n").encode()
+        )
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, the last file of a run."""
@@ -89,7 +91,9 @@ class RunFolder:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(f"run {self.record.name} is in progress in another process: wait for it or stop it") from error
+                raise UserError(
+                    f"run {self.record.name} is in progress in another process: wait for it or stop it"
+                ) from error
             yield
         finally:
             os.close(descriptor)
@@ -100,7 +104,9 @@ def read_record(path: Path) -> RunRecord:
     try:
         content = cast(dict[str, Any], json.loads((path / RUN_FILE).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise UserError(f"there is no run in {path}: python -m pipelines.runs lists the runs of a storage folder") from error
+        raise UserError(
+            f"there is no run in {path}: python -m pipelines.runs lists the runs of a storage folder"
+        ) from error
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path / RUN_FILE} cannot be read: {error}") from error
     if content.pop("format", None) != FORMAT:
@@ -113,7 +119,9 @@ def find_run(run: str, storage: str) -> Path:
     for path in (local_path(run), local_path(storage) / run):
         if (path / RUN_FILE).exists():
             return path
-    raise UserError(f"there is no run {run} (neither as a folder nor below {storage}): python -m pipelines.runs lists them")
+    raise UserError(
+        f"there is no run {run} (neither as a folder nor below {storage}): python -m pipelines.runs lists them"
+    )
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

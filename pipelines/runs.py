@@ -1,7 +1,7 @@
 """The runs of a storage folder: what state they are in, and whether the same command would continue them.
 
-  python -m pipelines.runs storage=runs                    list them
-  python -m pipelines.runs storage=runs delete=first       delete a run's folder (its copy in MLflow stays)
+python -m pipelines.runs storage=runs                    list them
+python -m pipelines.runs storage=runs delete=first       delete a run's folder (its copy in MLflow stays)
 """
 
 import json
@@ -46,7 +46,8 @@ def main(overrides: list[str]) -> None:
     for path, record in records:
         done, total = _steps_done(path), record.identity["train"]["steps"]
         following = {"finished": "register or probe it"}.get(record.state, "the same pretrain command continues it")
-        say(f"{record.name:<{width}}  {_state(path, record):<12}{f'{done}/{total}':>15}  {record.attempts:>8}  {following}")
+        state, steps = _state(path, record), f"{done}/{total}"
+        say(f"{record.name:<{width}}  {state:<12}{steps:>15}  {record.attempts:>8}  {following}")
 
 
 def _state(path: Path, record: RunRecord) -> str:

@@ -49,7 +49,7 @@ def _load_timm(encoder: Encoder, plan: Any) -> None:
 
     model = plan.config.model
     try:
-        arguments = {"in_chans": model.in_chans, **model.arguments, "num_classes": 0}
+        arguments: dict[str, Any] = {"in_chans": model.in_chans, **model.arguments, "num_classes": 0}
         pretrained = timm.create_model(model.name, pretrained=True, **arguments)
     except Exception as error:  # timm and its hub client raise a dozen unrelated types when there is no network
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,6 +13,7 @@ from pipelines.plan import Plan, checkpoint_interval, make_plan, threads_per_wor
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.reader import Reader
 from ssl_core.export import WEIGHTS, load_weights, save_encoder
+from ssl_core.methods.base import as_module
 from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
 from ssl_core.train.context import RunContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
@@ -41,8 +42,9 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
 
         load_weights(encoder, load_file(start), where=str(start))
     method = plan.build_method(encoder)
+    use_lane_batch_norm(as_module(method))
     step = TrainStep(
-        use_lane_batch_norm(method),
+        method,
         plan.step,
         optim=plan.config.optim,
         lanes=plan.lanes,

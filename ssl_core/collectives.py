@@ -14,8 +14,8 @@ from torch import Tensor
 class Collectives:
     """Collective operations of `world` workers over the default process group, as worker `rank` calls them.
 
-    Every worker calls the same operations in the same order. Sums are added in an order that depends on `world` alone, so
-    that a repeated run is bit-equal.
+    Every worker calls the same operations in the same order. Sums are added in an order that depends on `world` alone,
+    so that a repeated run is bit-equal.
     """
 
     rank: int = 0

@@ -1,9 +1,11 @@
-"""The exported form of an encoder: safetensors, a `config.json` and a model card. Loading runs no pickle and no code of the folder.
+"""The exported form of an encoder: safetensors, a `config.json` and a model card.
 
-    encoder.safetensors   the timm model's own state_dict names
-    config.json           format, timm name and arguments, stem, input size and normalisation, number of features
-    README.md             the model card
-    checksums.json        sha256 of each file, written last
+Loading runs no pickle and no code of the folder.
+
+encoder.safetensors   the timm model's own state_dict names
+config.json           format, timm name and arguments, stem, input size and normalisation, number of features
+README.md             the model card
+checksums.json        sha256 of each file, written last
 """
 
 import json
@@ -38,7 +40,13 @@ class ExportConfig:
         timm = {"name": self.model.name, "arguments": self.model.arguments}
         size, channels = self.model.image_size, self.model.in_chans
         picture = {"size": size, "channels": channels, "mean": list(self.mean), "std": list(self.std)}
-        return {"format": FORMAT, "timm": timm, "stem": self.model.stem, "input": picture, "num_features": self.num_features}
+        return {
+            "format": FORMAT,
+            "timm": timm,
+            "stem": self.model.stem,
+            "input": picture,
+            "num_features": self.num_features,
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "ExportConfig":
@@ -89,13 +97,19 @@ def verify_export(folder: Path) -> None:
         digests = cast(dict[str, str], json.loads((folder / CHECKSUMS).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         what = "is not an exported encoder (it has no checksums.json)" if folder.is_dir() else "does not exist"
-        raise UserError(f"model folder {folder} {what}: pull model=models:/<name>@champion to=<folder> makes one") from error
+        raise UserError(
+            f"model folder {folder} {what}: pull model=models:/<name>@champion to=<folder> makes one"
+        ) from error
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"model folder {folder}: checksums.json cannot be read ({error}): pull the model again") from error
+        raise UserError(
+            f"model folder {folder}: checksums.json cannot be read ({error}): pull the model again"
+        ) from error
     for name in (WEIGHTS, CONFIG, CARD):
         path = folder / name
         if not path.is_file() or digests.get(name) != sha256_file(path):
-            raise UserError(f"model folder {folder}: {name} is missing or differs from its checksum: pull the model again")
+            raise UserError(
+                f"model folder {folder}: {name} is missing or differs from its checksum: pull the model again"
+            )
 
 
 def export_digest(folder: Path) -> str:

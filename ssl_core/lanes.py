@@ -1,7 +1,7 @@
 """Lanes: the global batch is cut into a fixed number of lanes; a worker owns whole lanes.
 
-What peers tie to a GPU (which samples, BatchNorm groups, MoCo's shuffle) is tied to a lane, so a run does not depend on the
-number of workers.
+What peers tie to a GPU (which samples, BatchNorm groups, MoCo's shuffle) is tied to a lane, so a run does not depend
+on the number of workers.
 """
 
 from dataclasses import dataclass
@@ -32,12 +32,13 @@ class Lanes:
         count = default_lane_count(global_batch) if count is None else count
         if count < 1 or global_batch % count:
             raise UserError(
-                f"data.lanes={count} does not divide train.global_batch={global_batch}: choose lanes that divide the batch"
+                f"data.lanes={count} does not divide train.global_batch={global_batch}: "
+                "choose lanes that divide the batch"
             )
         if not 1 <= world <= count:
             raise UserError(
-                f"train.workers={world} with data.lanes={count}: each worker needs at least one lane, so use between 1 and "
-                f"{count} workers or more lanes"
+                f"train.workers={world} with data.lanes={count}: each worker needs at least one lane, so use between "
+                f"1 and {count} workers or more lanes"
             )
         return cls(count=count, size=global_batch // count, rank=rank, world=world)
 

@@ -1,7 +1,7 @@
 """Keyed randomness: every random number is a pure function of (seed, purpose, coordinates).
 
-There is no generator and no state. A key is a 64-bit hash of where a number is used (which purpose, epoch, sample, view),
-and the numbers of a key are the SplitMix64 stream that starts there (Steele, Lea and Flood, "Fast splittable
+There is no generator and no state. A key is a 64-bit hash of where a number is used (which purpose, epoch, sample,
+view), and the numbers of a key are the SplitMix64 stream that starts there (Steele, Lea and Flood, "Fast splittable
 pseudorandom number generators", OOPSLA 2014). All arithmetic is on signed 64-bit integers with wrap-around, which NumPy
 and torch define alike, so one implementation serves both and CPU and GPU agree to the bit.
 """

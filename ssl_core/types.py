@@ -1,7 +1,7 @@
 """Values that travel between the parts, with their shapes.
 
-Legend: C lanes of the global batch, L lanes in this value, b samples a lane, V views of a group, H × W pixels, K channels.
-Rows are always lane-major: (lane, view, sample).
+Legend: C lanes of the global batch, L lanes in this value, b samples a lane, V views of a group, H × W pixels, K
+channels. Rows are always lane-major: (lane, view, sample).
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """From the order to pixels: the lane batches of the coming steps, made ahead in threads.
 
-A batch is a pure function of its step, so there is no loader state to save. JPEG decoding and OpenCV release the interpreter
-lock; the threads end with the loader.
+A batch is a pure function of its step, so there is no loader state to save. JPEG decoding and OpenCV release the
+interpreter lock; the threads end with the loader.
 """
 
 from collections import deque

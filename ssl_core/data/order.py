@@ -1,9 +1,9 @@
 """Which samples a lane sees at a step: computed, not iterated, and without I/O.
 
-Per epoch, shards are permuted, grouped into blocks of at least `block` samples, and samples are permuted within a block. The
-resulting sequence is cut into C equal lanes; lane c reads its part from front to back, b samples a step. The tail of less than
-one global batch, different each epoch, is left out. Making an epoch costs O(shards), a batch O(log shards) a sample, and any
-step can be reached directly. Positions count samples in manifest order.
+Per epoch, shards are permuted, grouped into blocks of at least `block` samples, and samples are permuted within a
+block. The resulting sequence is cut into C equal lanes; lane c reads its part from front to back, b samples a step.
+The tail of less than one global batch, different each epoch, is left out. Making an epoch costs O(shards), a batch
+O(log shards) a sample, and any step can be reached directly. Positions count samples in manifest order.
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ _ROUNDS = 4
 def permute(index: np.ndarray, size: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Keyed pseudo-random permutations, evaluated pointwise.
 
-    A balanced Feistel network over the smallest square domain of at least `size` elements, walked along its cycles until it
-    lands inside (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
+    A balanced Feistel network over the smallest square domain of at least `size` elements, walked along its cycles
+    until it lands inside (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
 
     Args:
         index: int64 [n], each in [0, size).
@@ -104,6 +104,7 @@ def steps_per_epoch(num_samples: int, global_batch: int) -> int:
     """Whole global batches in an epoch; raises UserError where there is not even one."""
     if num_samples < global_batch:
         raise UserError(
-            f"train.global_batch={global_batch} is larger than data.train with its {num_samples} samples: use a smaller batch"
+            f"train.global_batch={global_batch} is larger than data.train with its {num_samples} samples: "
+            "use a smaller batch"
         )
     return num_samples // global_batch

@@ -42,7 +42,7 @@ class _TiledNTXent(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator)
         (gradient_MD,) = ctx.saved_tensors
         return gradient_MD * grad_outputs[0], None, None, None
 
@@ -60,7 +60,7 @@ def nt_xent_partial(rows_MD: Tensor, positive_M: Tensor, *, own: slice, temperat
         A scalar; its sum over workers, divided by M, is the loss. Its gradient reaches all rows.
     """
     z_MD = F.normalize(_accurate(rows_MD), dim=1)
-    return _TiledNTXent.apply(z_MD, positive_M, own, temperature)  # pyright: ignore[reportReturnType] (apply is untyped)
+    return _TiledNTXent.apply(z_MD, positive_M, own, temperature)
 
 
 def nt_xent(a: Tensor, b: Tensor, *, temperature: float = 0.1) -> Tensor:

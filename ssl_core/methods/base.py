@@ -2,9 +2,9 @@
 
 A method owns networks and two functions. `embed` says how views become rows; it works per sample but for normalisation
 layers, and is where compute and memory are. `loss` says how the rows of the *global* batch become a number; it is
-cross-sample and cheap. Between the two the engine gathers rows in lane order; afterwards it sums the gradient of every worker's
-partial loss with respect to all rows and pushes each worker's slice back through its own `embed`. So a method never talks to
-other workers, and the same code is exact on any number of them, in one piece or in micro-batches.
+cross-sample and cheap. Between the two the engine gathers rows in lane order; afterwards it sums the gradient of every
+worker's partial loss with respect to all rows and pushes each worker's slice back through its own `embed`. So a method
+never talks to other workers, and the same code is exact on any number of them, in one piece or in micro-batches.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,8 @@ class StepInfo:
 class Method(Protocol):
     """A self-supervised method; an `nn.Module` whose parameters and buffers are the state that a checkpoint holds.
 
-    Parameters with `requires_grad` are optimised; others (a momentum encoder) are the method's own to change in the hooks.
+    Parameters with `requires_grad` are optimised; others (a momentum encoder) are the method's own to change in the
+    hooks.
     """
 
     encoder: Encoder
@@ -45,15 +46,16 @@ class Method(Protocol):
             batch: whole lanes.
 
         Returns:
-            Tensors [num_lanes · rows per lane, …], lane-major. Rows that need no gradient (keys of a momentum encoder) carry none.
+            Tensors [num_lanes · rows per lane, …], lane-major. Rows that need no gradient (keys of a momentum encoder)
+            carry none.
         """
         ...
 
     def loss(self, rows: GlobalRows) -> Tensor:
         """This worker's part of the loss: the sum of the parts over workers is the loss of the global batch.
 
-        A sum over own rows does this by itself; a statistic of the whole batch (Barlow Twins) is weighted by the worker's
-        share of rows.
+        A sum over own rows does this by itself; a statistic of the whole batch (Barlow Twins) is weighted by the
+        worker's share of rows.
         """
         ...
 

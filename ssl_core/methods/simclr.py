@@ -1,10 +1,10 @@
 """SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., arXiv 2002.05709).
 
-Algorithm 1: two views of every sample pass encoder f and projector g; NT-Xent (eq. 1) draws the two together and pushes all
-other 2N − 2 rows of the global batch away. The representation is f's output; g is thrown away.
+Algorithm 1: two views of every sample pass encoder f and projector g; NT-Xent (eq. 1) draws the two together and
+pushes all other 2N − 2 rows of the global batch away. The representation is f's output; g is thrown away.
 
-Departures: BatchNorm normalises by lane, which with the default lanes is what the paper's devices would do without its global
-BatchNorm; the projector has no BatchNorm after its last layer, as in the paper's text (its TPU code has one).
+Departures: BatchNorm normalises by lane, which with the default lanes is what the paper's devices would do without its
+global BatchNorm; the projector has no BatchNorm after its last layer, as in the paper's text (its TPU code has one).
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class SimCLR(nn.Module):
         self.temperature = config.temperature
 
     def embed(self, batch: ViewBatch) -> Mapping[str, Tensor]:
-        """Both views in one call, so that a lane's two views share their BatchNorm statistics: {"z": [L · 2 · b, D]}."""
+        """Both views in one call, so that a lane's two views share BatchNorm statistics: {"z": [L · 2 · b, D]}."""
         return {"z": self.projector(self.encoder(batch.images["views"]))}
 
     def loss(self, rows: GlobalRows) -> Tensor:

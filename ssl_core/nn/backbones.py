@@ -1,4 +1,4 @@
-"""Encoders: any of timm's models without its classifier, and the 3 × 3 stem for 32 px images that timm cannot express."""
+"""Encoders: any of timm's models without its classifier, and the 32 px stem that timm cannot express."""
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -15,7 +15,14 @@ torchvision_operators.declare_missing()
 
 import timm  # noqa: E402 (timm imports torchvision, which needs the declaration above)
 
-_DROPOUT_ARGUMENTS = ("drop_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate", "drop_path_rate")
+_DROPOUT_ARGUMENTS = (
+    "drop_rate",
+    "proj_drop_rate",
+    "attn_drop_rate",
+    "pos_drop_rate",
+    "patch_drop_rate",
+    "drop_path_rate",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +61,14 @@ def build_encoder(config: ModelConfig, *, seed: int = 0) -> Encoder:
     """
     for name in _DROPOUT_ARGUMENTS:
         if config.arguments.get(name):
-            raise UserError(f"model.arguments.{name}={config.arguments[name]}: dropout is refused in pretraining, set it to 0")
+            raise UserError(
+                f"model.arguments.{name}={config.arguments[name]}: dropout is refused in pretraining, set it to 0"
+            )
     if config.name not in timm.list_models(module="") and not timm.is_model(config.name):
         near = get_close_matches(config.name, timm.list_models(), n=1)
-        raise UserError(f"model.name={config.name} is not a timm model" + (f": did you mean {near[0]}?" if near else ""))
+        raise UserError(
+            f"model.name={config.name} is not a timm model" + (f": did you mean {near[0]}?" if near else "")
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.asarray(rng.key(seed, "encoder.init"))) & (2**63 - 1))
         return Encoder(*_create(config))
@@ -68,7 +79,7 @@ def _create(config: ModelConfig) -> tuple[nn.Module, int]:
     if "vit" in config.name and "img_size" not in arguments:
         arguments["img_size"] = config.image_size
     try:
-        backbone = cast(nn.Module, timm.create_model(config.name, pretrained=False, **arguments))
+        backbone = timm.create_model(config.name, pretrained=False, **arguments)
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"timm cannot build model.name={config.name} with {config.arguments}: {error}") from error
     if config.stem == "cifar":

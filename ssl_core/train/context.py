@@ -1,7 +1,8 @@
 """The one narrow door between the worker loop and its surroundings.
 
-Everything the loop needs to know of the platform is here, so that the same loop runs in one process without Ray or MLflow
-(`InProcessContext`), which is how it is tested and profiled, and as a Ray Train worker (`pipelines.ray_context`).
+Everything the loop needs to know of the platform is here, so that the same loop runs in one process without Ray or
+MLflow (`InProcessContext`), which is how it is tested and profiled, and as a Ray Train worker
+(`pipelines.ray_context`).
 """
 
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class RunContext(Protocol):
         ...
 
     def should_stop(self) -> bool:
-        """Whether this worker was asked to stop at the next step boundary; asked on rank 0 every step, so it must be cheap."""
+        """Whether this worker was asked to stop at the next step boundary; asked every step, so it must be cheap."""
         ...
 
 

@@ -11,8 +11,9 @@ from ssl_core.collectives import Collectives
 class FlatGradients:
     """Every parameter's `.grad` is a view into one flat buffer.
 
-    The buffer's layout is a function of the parameters alone. (DDP's wrapper rebuilds its buckets after the first step of each
-    attempt, which changes the order of sums, so that a resumed run with three workers differs from an undisturbed one.)
+    The buffer's layout is a function of the parameters alone. (DDP's wrapper rebuilds its buckets after the first step
+    of each attempt, which changes the order of sums, so that a resumed run with three workers differs from an
+    undisturbed one.)
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:

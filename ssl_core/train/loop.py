@@ -1,4 +1,4 @@
-"""The worker loop: resume, step, record, checkpoint, stop. Knows neither Ray nor MLflow; the platform is the `RunContext`."""
+"""The worker loop: resume, step, record, checkpoint, stop. The platform is the `RunContext`, not Ray or MLflow."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -47,7 +47,8 @@ def train(
 ) -> LoopResult:
     """Run from the newest whole checkpoint to the last step, or until asked to stop.
 
-    Every worker calls it alike. The last completed step is saved on a stop, on too many unreadable samples, and at the end.
+    Every worker calls it alike. The last completed step is saved on a stop, on too many unreadable samples, and at the
+    end.
     """
     first, complaints = _resume(step, quarantine, context)
     meter = _Meter(config.global_batch)
@@ -70,7 +71,11 @@ def train(
             if config.audit:
                 records.audit(audit_line(batch, result.loss, context.collectives))
             if done % config.log_every == 0 or done in (first + 1, config.total_steps) or stopped:
-                values = {"loss": result.loss, "learning_rate": step.rate(batch.step), "gradient_norm": result.gradient_norm}
+                values = {
+                    "loss": result.loss,
+                    "learning_rate": step.rate(batch.step),
+                    "gradient_norm": result.gradient_norm,
+                }
                 records.metrics({"step": done, "epoch": done / config.steps_per_epoch, **values, **meter.rates()})
             too_many = quarantine.exceeded(int(result.signals[2]))
             if result.signals[1] > 0 or stopped or too_many or done == config.total_steps:
@@ -90,7 +95,7 @@ def train(
 
 
 def _resume(step: TrainStep, quarantine: Quarantine, context: RunContext) -> tuple[int, list[str]]:
-    """Load the newest whole checkpoint, if there is one: the number of steps that are done, and what is wrong with newer ones."""
+    """Load the newest whole checkpoint, if any: the steps that are done, and what is wrong with newer ones."""
     checkpoint, complaints = newest_readable(context.folder / CHECKPOINTS)
     if checkpoint is None:
         return 0, complaints
@@ -199,7 +204,7 @@ class _Meter:
         return time.monotonic() - self._start
 
     def overall(self) -> float:
-        """Images per second of the whole attempt; the first step (warm-up, compilation) is left out where there are more."""
+        """Images per second of the attempt; its first step (warm-up, compilation) is left out where there are more."""
         if self._steps > 1:
             return (self._steps - 1) * self._global_batch / max(time.monotonic() - self._first_done, 1e-9)
         return self._steps * self._global_batch / max(self.seconds, 1e-9)

@@ -1,7 +1,7 @@
 """Append-only records of a run (metrics, audit): one part per attempt, joined when the run is done.
 
-A line is one JSON object with a `step`. A later attempt starts from a checkpoint and does the steps after it again, so its lines
-replace those of earlier attempts from its first step on; a line that a kill cut short is ignored.
+A line is one JSON object with a `step`. A later attempt starts from a checkpoint and does the steps after it again, so
+its lines replace those of earlier attempts from its first step on; a line that a kill cut short is ignored.
 """
 
 import hashlib

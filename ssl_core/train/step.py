@@ -1,11 +1,12 @@
 """One optimiser step, the same way for every method: embed, gather, loss, push back, reduce, commit.
 
-Exact on many workers: every worker takes the gradient of its part of the loss with respect to the rows of *all* workers; summed
-over workers, that is the gradient with respect to all rows, of which each takes its own slice back through its own graph.
+Exact on many workers: every worker takes the gradient of its part of the loss with respect to the rows of *all*
+workers; summed over workers, that is the gradient with respect to all rows, of which each takes its own slice back
+through its own graph.
 
 Gradient caching (Gao et al., arXiv 2101.06983) is the same walk in two passes: embed all chunks without graph, take the
-gradient with respect to the rows, embed chunk by chunk with graph and push the slice that belongs to it. A chunk is whole lanes,
-so BatchNorm by lanes does not notice; keyed randomness makes the second pass equal to the first.
+gradient with respect to the rows, embed chunk by chunk with graph and push the slice that belongs to it. A chunk is
+whole lanes, so BatchNorm by lanes does not notice; keyed randomness makes the second pass equal to the first.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_core.collectives import Collectives
 from ssl_core.errors import Resumable
@@ -64,7 +65,7 @@ class TrainStep:
         self._chunks = list(_chunks(len(lanes.owned), lanes.size, config.micro_batch))
         module = as_module(method).to(device=device, dtype=self._dtype)
         if config.precision != "fp64":
-            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (overload missing in torch's stubs)
+            _channels_last(module)
         self.module = module.train()
         self._norms = lane_batch_norms(module)
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -94,7 +95,7 @@ class TrainStep:
         value, *summed = self._collectives.sum_(said).tolist()
         if not np.isfinite(value):
             raise NonFiniteLoss(
-                f"the loss at step {batch.step} is {value}; samples of this worker: {batch.positions.ravel().tolist()[:8]} …; "
+                f"the loss at step {batch.step} is {value}; this worker's samples: {batch.positions.ravel().tolist()[:8]} …; "
                 "nothing of the step was kept: lower optim.base_rate or use train.precision=fp32, under a new name"
             )
         self._gradients.sum_over_workers_(self._collectives)
@@ -109,18 +110,19 @@ class TrainStep:
     def _forward_backward(self, batch: LaneBatch) -> tuple[Tensor, GlobalRows, Tensor | None]:
         whole = len(self._chunks) == 1
         embedded: list[dict[str, Tensor]] = []
-        statistics: list[Tensor | None] = []
+        statistics: list[Tensor] = []
         for chunk in self._chunks:
             with torch.set_grad_enabled(whole):
                 embedded.append(self._embed_chunk(batch, chunk, record=True))
-            statistics.append(take_statistics(self._norms, len(chunk)))
+            if self._norms:
+                statistics.append(take_statistics(self._norms, len(chunk)))
         own = {name: torch.cat([part[name] for part in embedded]) for name in embedded[0]}
         loss, rows, gradients = self._loss_and_row_gradients(own)
         if whole:
             torch.autograd.backward([own[name] for name in gradients], list(gradients.values()))
         else:
             self._push_by_chunk(batch, gradients)
-        gathered = None if statistics[0] is None else self._gather(torch.cat([s for s in statistics if s is not None]), 1)
+        gathered = self._gather(torch.cat(statistics), 1) if statistics else None
         return loss, rows, gathered
 
     def _push_by_chunk(self, batch: LaneBatch, gradients: Mapping[str, Tensor]) -> None:
@@ -146,9 +148,7 @@ class TrainStep:
         lanes = slice(chunk.start, chunk.stop)
         images = {name: self._normalised(pixels[lanes]) for name, pixels in batch.groups.items()}
         positions = torch.from_numpy(batch.positions[lanes].ravel()).to(self._device)
-        return ViewBatch(
-            images=images, positions=positions, num_lanes=len(chunk), step=batch.step, epoch=batch.epoch
-        )
+        return ViewBatch(images=images, positions=positions, num_lanes=len(chunk), step=batch.step, epoch=batch.epoch)
 
     def _normalised(self, pixels: np.ndarray) -> Tensor:
         """uint8 [L, V, b, H, W, K] to standardised float [L · V · b, K, H, W], channels last in memory."""
@@ -158,11 +158,11 @@ class TrainStep:
     def _loss_and_row_gradients(self, own: Mapping[str, Tensor]) -> tuple[Tensor, GlobalRows, dict[str, Tensor]]:
         """This worker's part of the loss, the global rows, and the whole loss's gradient on own rows."""
         accurate = {name: row.detach().to(torch.promote_types(row.dtype, torch.float32)) for name, row in own.items()}
-        everyone = {
-            name: self._gather(row, len(row) // len(self._lanes.owned)) for name, row in accurate.items()
-        }
+        everyone = {name: self._gather(row, len(row) // len(self._lanes.owned)) for name, row in accurate.items()}
         # with a graph in one pass rows say themselves whether they need a gradient; without one, every float row may
-        pushed = [n for n, row in own.items() if row.requires_grad or (len(self._chunks) > 1 and row.is_floating_point())]
+        pushed = [
+            n for n, row in own.items() if row.requires_grad or (len(self._chunks) > 1 and row.is_floating_point())
+        ]
         for name in pushed:
             everyone[name].requires_grad_()
         rows = self._global_rows(everyone)
@@ -171,7 +171,7 @@ class TrainStep:
         found = torch.autograd.grad(loss, [everyone[name] for name in pushed], allow_unused=True)
         gradients: dict[str, Tensor] = {}
         for name, gradient in zip(pushed, found, strict=True):
-            if gradient is not None:
+            if gradient is not None:  # pyright: ignore[reportUnnecessaryComparison] (None where the loss does not use it)
                 gradients[name] = self._collectives.sum_(gradient)[rows.own(name)].to(own[name].dtype)
         detached = {name: row.detach() for name, row in everyone.items()}
         return loss.detach(), self._global_rows(detached), gradients
@@ -222,3 +222,9 @@ def _chunks(num_lanes: int, lane_size: int, micro_batch: int | None) -> Iterator
     for start in range(0, num_lanes, per_chunk):
         yield range(start, min(start + per_chunk, num_lanes))
 
+
+def _channels_last(module: nn.Module) -> None:
+    """Lay 4-D weights out with channels last, which convolutions on CPU and GPU prefer."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
