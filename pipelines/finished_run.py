@@ -1,11 +1,8 @@
-"""A run that can be registered: trained to its end, exported, perhaps probed. Read without importing torch or MLflow."""
+"""A run that can be registered: trained to its end, exported, perhaps probed; read without torch or MLflow."""
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 from pipelines.run_folder import PROBE_FILE, SUMMARY_FILE, read_record
 from ssl_core.errors import UserError
@@ -62,4 +59,14 @@ def read_finished_run(folder: Path) -> FinishedRun:
 
 def read_probe(path: Path) -> ProbeNumbers | None:
     """The pretrained encoder's numbers in a `probe.json`; None where there is none."""
-    raise NotImplementedError
+    if not path.is_file():
+        return None
+    import json
+
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows = content["rows"]["pretrained"]
+    return ProbeNumbers(
+        data=content["data_digest"],
+        values={name: cell["value"] for name, cell in rows.items()},
+        errors={name: cell["error"] for name, cell in rows.items()},
+    )

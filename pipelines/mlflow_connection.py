@@ -14,8 +14,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from ssl_core.errors import UserError
@@ -38,6 +39,18 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryPlace:
+    """Keys below `tracking` of the commands that use the registry."""
+
+    uri: str | None
+
+    def words(self, storage: str) -> str:
+        """What to repeat on the command line to reach the same registry; nothing where the defaults do."""
+        uri = f" tracking.uri={masked(self.uri)}" if self.uri else ""
+        return uri + (f" storage={storage}" if storage != DEFAULT_STORAGE and not self.uri else "")
 
 
 def tracking_uri(uri: str | None, storage: str | Path = DEFAULT_STORAGE) -> str:
@@ -154,6 +167,23 @@ def connect(uri: str) -> "MlflowClient":
 
     with plain_errors(uri):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def process_wide(uri: str) -> Generator[None]:
+    """Within: `uri` is MLflow's process-wide store too, which SQL stores ask for the files of `models:/m-…`."""
+    import mlflow
+
+    variable = os.environ.get(URI_VARIABLE)
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(cast(str, before))  # None is right and unsets it
+        os.environ.pop(URI_VARIABLE, None)
+        if variable is not None:
+            os.environ[URI_VARIABLE] = variable
 
 
 @contextmanager

@@ -1,58 +1,39 @@
-"""Registered models: versions with their tags, the gate that moves `champion`, promotion by hand.
+"""Into the registry and out of it: register a run's exported encoder, pull a registered one.
 
-A registration writes the version with its tags, then sets the alias to what `pipelines.gate` computes from all versions' tags,
-then reads again, until both agree. Two registrations at once therefore end with the same champion, whoever comes last.
-
-Tags of a version: `run`, `mlflow_run`, `export` (digest), `manifest` (digest), `probe.data` (digest), `probe.<metric>` and
-`probe.<metric>.error` as shares, `promoted` (when, by hand), `champion_before` (the version that it took over from).
+A registration writes the version with its tags, then sets `champion` to what `pipelines.gate` computes from all
+versions' tags, then reads again, until both agree. So two registrations at once end with the same champion.
 """
 
-import math
+import hashlib
+import json
 import re
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.finished_run import FinishedRun, read_finished_run
-from pipelines.gate import Entry, Promotion, champion, verdict
-from pipelines.mlflow_connection import artifact_root, check_reachable, connect, plain_errors
+from pipelines.finished_run import EXPORT, FinishedRun, read_finished_run
+from pipelines.gate import verdict
+from pipelines.mlflow_connection import artifact_root, check_reachable, connect, plain_errors, process_wide, sqlite_path
+from pipelines.model_versions import (
+    CHALLENGER,
+    CHAMPION,
+    Version,
+    checked_name,
+    find_version,
+    promotion,
+    settle,
+    versions,
+)
 from ssl_core.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CHAMPION, CHALLENGER = "champion", "challenger"
 METRIC = "linear"
-_PROMOTION_TAG = "promotion"
-_ROUNDS = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Version:
-    """A version of a registered model."""
-
-    number: int
-    created: datetime
-    tags: Mapping[str, str]
-    aliases: tuple[str, ...]
-    model_id: str | None
-
-    def probe(self) -> dict[str, tuple[float, float]]:
-        """The probe's numbers with their standard errors, as shares."""
-        numbers: dict[str, tuple[float, float]] = {}
-        for tag, text in self.tags.items():
-            if tag.startswith("probe.") and tag != "probe.data" and not tag.endswith(".error"):
-                numbers[tag.removeprefix("probe.")] = (float(text), float(self.tags.get(f"{tag}.error", "nan")))
-        return numbers
-
-    def entry(self, metric: str) -> Entry:
-        """What the gate wants to know."""
-        value, error = self.probe().get(metric, (None, None))
-        known = None if error is None or math.isnan(error) else error
-        return Entry(version=self.number, data=self.tags.get("probe.data"), value=value, error=known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +52,10 @@ class Registration:
         return f"{what}: {self.alias or 'no alias'}, because {self.reason}"
 
 
-def checked_name(model: str) -> str:
-    """The name, if MLflow takes it and it fits into `models:/<name>@<alias>`; raises UserError."""
-    if not re.fullmatch(r"[\w][\w .\-]*", model):
-        raise UserError(f"model={model} cannot be a model's name: use letters, digits, '-', '_', '.' and spaces")
-    return model
-
-
 def register_run(run_folder: Path, model: str, uri: str, *, metric: str = METRIC) -> Registration:
     """Register the exported encoder of a finished run, and let the gate decide about `champion`.
 
-    The same export is registered once: again gives the version that there is, with its tags brought up to date.
+    The same weights are registered once: again gives the version that there is, with its tags brought up to date.
 
     Args:
         run_folder: `<storage>/<name>`.
@@ -98,121 +72,116 @@ def register_run(run_folder: Path, model: str, uri: str, *, metric: str = METRIC
         raise UserError(f"metric={metric} is not in the probe of run {run.name}: it has {', '.join(run.probe.values)}")
     check_reachable(uri)
 
-    from ssl_core.export import export_digest, verify_export
-
-    verify_export(run.export)
-    tags = _tags(run, export_digest(run.export))
+    tags = _tags(run)
     client = connect(uri)
     with plain_errors(uri):
-        known = [one for one in versions(client, model, missing_ok=True) if one.tags.get("export") == tags["export"]]
-        number = (
-            known[0].number
-            if known
-            else _create_version(client, run, model, tags, artifact_root(uri, run_folder.parent))
-        )
-        for key, value in tags.items() if known else ():
-            client.set_model_version_tag(model, str(number), key, value)
+        known = [one for one in versions(client, model, missing_ok=True) if one.tags.get("weights") == tags["weights"]]
+        if known:
+            number = known[0].number
+            for key, value in tags.items():
+                if key != "export":  # what the registry holds stays as it is
+                    client.set_model_version_tag(model, str(number), key, value)
+        else:
+            number = _create_version(client, run, model, tags, uri)
         everyone = settle(client, model, metric)
         return _outcome(client, model, everyone, number, metric, new=not known)
 
 
-def versions(client: "MlflowClient", model: str, *, missing_ok: bool = False) -> list[Version]:
-    """All versions of a model in the order of their numbers.
+def open_registry(uri: str) -> "MlflowClient":
+    """A client for a registry that is read only; raises UserError where there is none."""
+    database = sqlite_path(uri)
+    if database is not None and not database.is_file():
+        raise UserError(f"there are no registered models: {database} does not exist, name tracking.uri= or storage=")
+    check_reachable(uri)
+    return connect(uri)
+
+
+def resolve(model_uri: str, uri: str) -> tuple["MlflowClient", str, Version]:
+    """The client, the model's name and the version that `models:/<name>@<alias>` or `models:/<name>/<number>` means.
 
     Raises:
-        UserError: there is no such model, unless `missing_ok`.
+        UserError: it cannot be read, or there is no such model, alias or version.
     """
-    from mlflow.exceptions import MlflowException
+    parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
+    if parts is None:
+        raise UserError(f"model={model_uri}: write models:/<name>@champion or models:/<name>/<version>")
+    name, alias, number = parts.groups()
+    try:
+        client = open_registry(uri)
+    except UserError as error:
+        raise UserError(f"{model_uri} cannot be had: {error}") from error
+    with plain_errors(uri):
+        everyone = versions(client, name)
+    if number is not None:
+        return client, name, find_version(everyone, name, int(number))
+    for one in everyone:
+        if alias in one.aliases:
+            return client, name, one
+    known = sorted({f"@{other}" for one in everyone for other in one.aliases} | {f"/{one.number}" for one in everyone})
+    raise UserError(f"{model_uri}: model {name} has no alias {alias}; there are {', '.join(known[:12])}")
+
+
+def pull_model(model_uri: str, to: Path, uri: str) -> Path:
+    """Download a registered encoder and verify it.
+
+    Args:
+        model_uri: see `resolve`.
+        to: the folder that it becomes; where it holds this very model already, nothing is done.
+        uri: the registry.
+
+    Returns:
+        `to`, which `ssl_core.export.load_encoder` reads.
+
+    Raises:
+        UserError: there is no such model, `to` holds something else, or the files are not what was registered.
+        OSError: the files cannot be had.
+    """
+    client, name, version = resolve(model_uri, uri)
+    what = f"models:/{name}/{version.number}"
+    digest = version.tags.get("export")
+    if digest is None or version.model_id is None:
+        raise UserError(f"{what} was not registered by these pipelines: it has no checksums to verify it by")
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        if _same_export(to, digest):
+            return to
+        raise UserError(f"to={to} exists and is not {what}: name another folder")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    temporary = to.with_name(f".{to.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with plain_errors(uri):
+            _download(client, version.model_id, temporary, uri)
+        if not _same_export(temporary / EXPORT, digest):
+            raise UserError(f"{what}: the files in the registry are damaged, they differ from what was registered")
+        (temporary / EXPORT).rename(to)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return to
+
+
+def _download(client: "MlflowClient", model_id: str, folder: Path, uri: str) -> None:
+    """The exported folder as `<folder>/export`; by location: `models:/` would ask the process-wide registry."""
+    from mlflow.artifacts import download_artifacts
+
+    location = client.get_logged_model(model_id).artifact_location
+    download_artifacts(artifact_uri=f"{location}/data/{EXPORT}", dst_path=str(folder), tracking_uri=uri)
+
+
+def _same_export(folder: Path, digest: str) -> bool:
+    from ssl_core.export import CHECKSUMS, export_digest, verify_export
 
     try:
-        aliases: dict[str, str] = client.get_registered_model(checked_name(model)).aliases
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        if missing_ok:
-            return []
-        raise UserError(f"there is no registered model {model}: python -m pipelines.models lists them") from error
-    found: list[Version] = []
-    token: str | None = None
-    while True:
-        page = client.search_model_versions(f"name='{model}'", page_token=token)
-        for one in page:
-            number = int(one.version)
-            names = tuple(sorted(alias for alias, target in aliases.items() if int(target) == number))
-            created = datetime.fromtimestamp(one.creation_timestamp / 1000, UTC)
-            model_id = one.model_id or _model_id(one.source)
-            found.append(Version(number=number, created=created, tags=one.tags, aliases=names, model_id=model_id))
-        token = page.token
-        if not token:
-            return sorted(found, key=lambda version: version.number)
+        verify_export(folder)
+    except UserError:
+        return False
+    return (folder / CHECKSUMS).is_file() and export_digest(folder) == digest
 
 
-def settle(client: "MlflowClient", model: str, metric: str) -> list[Version]:
-    """Set `champion` to what the gate says until it stays there; the versions as they are then."""
-    for _ in range(_ROUNDS):
-        everyone = versions(client, model)
-        best = champion([one.entry(metric) for one in everyone], promotion(client, model))
-        present = next((one.number for one in everyone if CHAMPION in one.aliases), None)
-        if best is None or best.version == present:
-            return everyone
-        if present is not None:
-            client.set_model_version_tag(model, str(best.version), "champion_before", str(present))
-        client.set_registered_model_alias(model, CHAMPION, str(best.version))
-    raise OSError(f"models:/{model}@{CHAMPION} keeps changing under other registrations: register again")
+def _tags(run: FinishedRun) -> dict[str, str]:
+    from ssl_core.export import export_digest, verify_export
 
-
-def promote(client: "MlflowClient", model: str, number: int) -> str:
-    """Make a version the champion by hand: from now on only versions registered later are judged against it.
-
-    Raises:
-        UserError: there is no such model or version.
-    """
-    everyone = versions(client, model)
-    chosen = find_version(everyone, model, number)
-    present = next((one.number for one in everyone if CHAMPION in one.aliases), None)
-    client.set_model_version_tag(model, str(number), "promoted", datetime.now(UTC).isoformat(timespec="seconds"))
-    client.set_registered_model_tag(model, _PROMOTION_TAG, f"{number}/{everyone[-1].number}")
-    client.set_registered_model_alias(model, CHAMPION, str(number))
-    if CHALLENGER in chosen.aliases:
-        client.delete_registered_model_alias(model, CHALLENGER)
-    if present == number:
-        return f"models:/{model}/{number} was the champion already, and is now by hand"
-    if present is not None:
-        client.set_model_version_tag(model, str(number), "champion_before", str(present))
-    return f"models:/{model}/{number} is the champion by hand" + (f", in place of version {present}" if present else "")
-
-
-def roll_back(client: "MlflowClient", model: str) -> str:
-    """Promote the version that was the champion before the present one; raises UserError where there was none."""
-    present = next((one for one in versions(client, model) if CHAMPION in one.aliases), None)
-    if present is None:
-        raise UserError(f"model {model} has no champion to roll back")
-    before = present.tags.get("champion_before")
-    if before is None:
-        raise UserError(f"version {present.number} is the first champion of {model}: there is none to go back to")
-    return promote(client, model, int(before))
-
-
-def promotion(client: "MlflowClient", model: str) -> Promotion | None:
-    """The last promotion by hand."""
-    text = client.get_registered_model(model).tags.get(_PROMOTION_TAG)
-    if text is None:
-        return None
-    number, highest = text.split("/")
-    return Promotion(version=int(number), highest=int(highest))
-
-
-def find_version(everyone: Sequence[Version], model: str, number: int) -> Version:
-    """One of the versions by its number; raises UserError where it is not there."""
-    for one in everyone:
-        if one.number == number:
-            return one
-    there = ", ".join(str(one.number) for one in everyone) or "none"
-    raise UserError(f"model {model} has no version {number}: there are {there}")
-
-
-def _tags(run: FinishedRun, export: str) -> dict[str, str]:
-    tags = {"run": run.name, "export": export, "manifest": run.manifest}
+    verify_export(run.export)
+    tags = {"run": run.name, "manifest": run.manifest}
+    tags |= {"export": export_digest(run.export), "weights": _weights_digest(run.export)}
     if run.mlflow_run is not None:
         tags["mlflow_run"] = run.mlflow_run
     if run.probe is not None:
@@ -223,13 +192,19 @@ def _tags(run: FinishedRun, export: str) -> dict[str, str]:
     return tags
 
 
-def _create_version(
-    client: "MlflowClient", run: FinishedRun, model: str, tags: dict[str, str], artifacts: str | None
-) -> int:
+def _weights_digest(folder: Path) -> str:
+    """A name for the encoder itself: an export's digest without the model card, which a new probe rewrites."""
+    from ssl_core.export import CHECKSUMS, CONFIG, WEIGHTS
+
+    digests = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+    return hashlib.sha256(f"{digests[WEIGHTS]} {digests[CONFIG]}".encode()).hexdigest()
+
+
+def _create_version(client: "MlflowClient", run: FinishedRun, model: str, tags: dict[str, str], uri: str) -> int:
     """Log the exported folder as an MLflow model and make a version of it."""
     from mlflow.exceptions import MlflowException
 
-    source_run, experiment = _origin(client, run, artifacts)
+    source_run, experiment = _origin(client, run, artifact_root(uri, run.folder.parent))
     logged = client.create_logged_model(experiment, name=model.replace(" ", "-"), source_run_id=source_run, tags=tags)
     try:
         _upload(client, run, logged, source_run)
@@ -243,7 +218,8 @@ def _create_version(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"models:/{logged.model_id}"
-    made = client.create_model_version(model, source, run_id=source_run, tags=tags, model_id=logged.model_id)
+    with process_wide(uri):
+        made = client.create_model_version(model, source, run_id=source_run, tags=tags, model_id=logged.model_id)
     return int(made.version)
 
 
@@ -291,8 +267,3 @@ def _outcome(
             client.set_registered_model_alias(model, CHALLENGER, str(number))
         alias = CHALLENGER if number >= challenger else None
     return Registration(model=model, version=number, new=new, alias=alias, reason=reason)
-
-
-def _model_id(source: str | None) -> str | None:
-    found = re.fullmatch(r"models:/(m-[0-9a-f]+)", source or "")
-    return found[1] if found else None

@@ -1,7 +1,7 @@
 """The registered flavour: how an exported encoder becomes an MLflow model, and how MLflow loads it again.
 
-The model is `mlflow.pyfunc` with this module as its loader: the artefact holds the exported folder and nothing to execute,
-no pickle and no code. It takes a batch of images named `image`, in any of the forms that people have them:
+The model is `mlflow.pyfunc` with this module as its loader: the artefact holds the exported folder and nothing to
+execute, no pickle and no code. It takes a batch of images named `image`, in any of the forms that people have them:
 
 * base64 text of JPEG, PNG, … files, which is what a served model gets:
   `{"dataframe_split": {"columns": ["image"], "data": [["/9j/4AAQ…"]]}}` or `{"inputs": {"image": ["/9j/4AAQ…"]}}`

@@ -1,11 +1,60 @@
-"""An MLflow store of its own for every test that wants one: the schema is made once (about 6 s), then copied."""
+"""An MLflow store for each test that wants one (the schema takes 6 s: made once and copied), and finished runs."""
 
+import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from pipelines.mlflow_connection import connect
+from pipelines.run_folder import RunFolder
+from ssl_core.export import ExportConfig, save_encoder
+from ssl_core.nn.backbones import ModelConfig, build_encoder
+
+TINY = ModelConfig(
+    name="resnet18", image_size=16, stem="cifar", arguments={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+)
+
+
+@dataclass(frozen=True)
+class RunMaker:
+    """Makes runs that look finished: a random encoder, exported, with the probe numbers that a test wants."""
+
+    storage: Path
+
+    def __call__(
+        self,
+        name: str,
+        *,
+        linear: float | None = None,
+        error: float = 0.01,
+        data: str = "A",
+        seed: int | None = None,
+        mlflow_run: str | None = None,
+    ) -> Path:
+        """The run's folder; the name decides the weights unless a seed does."""
+        identity = {"data": {"manifest": "0" * 64}, "train": {"steps": 2}}
+        run = RunFolder.open(str(self.storage), name, identity=identity, config={})
+        run.update(attempts=1, mlflow_run=mlflow_run)
+        export_tiny(run.path / "export", seed=sum(name.encode()) if seed is None else seed)
+        if linear is not None:
+            write_probe(run.path, linear=linear, error=error, data=data)
+        run.write_summary({})
+        return run.path
+
+
+def export_tiny(folder: Path, *, seed: int = 0) -> None:
+    """An exported encoder with 8 features."""
+    encoder = build_encoder(TINY, seed=seed)
+    config = ExportConfig(model=TINY, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), num_features=encoder.num_features)
+    save_encoder(folder, encoder, config)
+
+
+def write_probe(run: Path, *, linear: float, error: float, data: str) -> None:
+    """A probe report with two metrics."""
+    cells = {"linear": {"value": linear, "error": error}, "knn": {"value": linear / 2, "error": error}}
+    (run / "probe.json").write_text(json.dumps({"data_digest": data, "rows": {"pretrained": cells}}))
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +70,9 @@ def store(empty_store: Path, tmp_path: Path) -> str:
     """The URI of an empty MLflow store in the test's folder."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> RunMaker:
+    """Makes finished runs in the test's storage folder."""
+    return RunMaker(tmp_path / "runs")
