@@ -101,7 +101,8 @@ def _translated(error: BaseException, step: int) -> BaseException:
     if not failures:
         lost = [cast(Exception, getattr(error, "controller_failure", error))]
     if lost:
-        what = (str(lost[0]).strip() or type(lost[0]).__name__).splitlines()[0]
+        lines = (str(lost[0]).strip() or type(lost[0]).__name__).splitlines()
+        what = lines[0] if failures else lines[-1].strip()  # Ray ends a traceback of its own with what went wrong
         return Resumable(
             f"the attempt ended after step {step} because a worker went away ({what}): the same command continues it"
         )

@@ -96,7 +96,8 @@ def _embed(config: EmbedConfig, exported: Path, output: Path) -> None:
     threads = config.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     encoder = load_encoder(exported)
-    images = open_images(config.data or "", encoder.config.model.in_chans)
+    model = encoder.config.model
+    images = open_images(config.data or "", channels=model.in_chans, size=model.image_size)
     about = {
         "model": config.model or "",
         "model_digest": export_digest(exported),
@@ -116,9 +117,9 @@ def _write(
     """Write the file as the batches come; the keys of images that do not decode."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from ssl_core.probe.features import embed
 
     from pipelines.embed_images import decoded_batches
+    from ssl_core.probe.features import embed
 
     features = pa.list_(pa.float32(), encoder.config.num_features)
     schema = pa.schema([("key", pa.string()), ("label", pa.int64()), ("embedding", features)], metadata=about)
@@ -129,7 +130,7 @@ def _write(
             left_out += [item.key for item in items if item.image is None]
             if good:
                 keys, labels, pixels = zip(*good, strict=True)
-                vectors = pa.array(embed(encoder, pixels).ravel())
+                vectors = pa.array(embed(encoder, pixels, batch_size=batch).ravel())
                 columns = [
                     pa.array(keys),
                     pa.array(labels, pa.int64()),
@@ -141,7 +142,6 @@ def _write(
                 writer.write_table(pa.concat_tables(ready) if ready else schema.empty_table())
                 ready.clear()
             line.show(f"embedding: {done:,} of {len(images):,}", force=done == len(images))
-        writer.add_key_value_metadata({"data_digest": images.digest()})
     line.close()
     return left_out
 

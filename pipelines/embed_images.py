@@ -11,6 +11,7 @@ from ssl_core.data.decode import DecodeError, Pixels, decode
 from ssl_core.data.manifest import MANIFEST_NAME, load_manifest
 from ssl_core.data.reader import Reader
 from ssl_core.data.sources import Source, open_source
+from ssl_core.probe.features import centre_square
 from ssl_core.storage.local import local_path
 
 _AHEAD = 2  # batches that are decoded before they are needed
@@ -22,7 +23,7 @@ class Item:
 
     key: str
     label: int | None
-    image: Pixels | None  # uint8 [H, W, C]; None where the bytes do not decode
+    image: Pixels | None  # uint8 [size, size, C]; None where the bytes do not decode
 
 
 class Images(Protocol):
@@ -40,20 +41,25 @@ class Images(Protocol):
         ...
 
     def digest(self) -> str:
-        """A name for the content; to be asked after every item was read."""
+        """A name for the content."""
         ...
 
 
-def open_images(location: str, channels: int) -> Images:
+def open_images(location: str, *, channels: int, size: int) -> Images:
     """Open shards (a folder with a manifest) or whatever `pack` takes as a source.
+
+    Args:
+        location: where they are.
+        channels: what images are decoded to.
+        size: the encoder's input size; images are resized to it where they are decoded, in threads.
 
     Raises:
         UserError: there is nothing, or not what can be read.
     """
     path = local_path(location) if location != "digits" else None
     if path is not None and (path.name == MANIFEST_NAME or path.is_dir()) and _is_packed(location):
-        return ShardImages(Reader(load_manifest(location), channels=channels), channels)
-    return LooseImages(open_source(location), channels)
+        return ShardImages(Reader(load_manifest(location), channels=channels), size)
+    return LooseImages(open_source(location), channels, size)
 
 
 def _is_packed(location: str) -> bool:
@@ -64,8 +70,8 @@ def _is_packed(location: str) -> bool:
 class ShardImages:
     """Samples by position."""
 
-    def __init__(self, reader: Reader, channels: int) -> None:
-        self._reader, self._channels = reader, channels
+    def __init__(self, reader: Reader, size: int) -> None:
+        self._reader, self._size = reader, size
         self._labels: list[int] = reader.labels().tolist()
         self.classes = reader.manifest.classes
 
@@ -74,7 +80,7 @@ class ShardImages:
 
     def item(self, number: int) -> Item:
         """The sample at a position: its own image, or None; what quarantine shows instead would be another image."""
-        image = _decoded(self._reader.encoded(number), self._channels)
+        image = _decoded(self._reader.encoded(number), self._reader.channels, self._size)
         label = self._labels[number]
         return Item(key=self._reader.key(number), label=None if label < 0 else label, image=image)
 
@@ -84,11 +90,10 @@ class ShardImages:
 
 
 class LooseImages:
-    """Image files; hashed as they are read."""
+    """Image files."""
 
-    def __init__(self, source: Source, channels: int) -> None:
-        self._source, self._channels = source, channels
-        self._digests: list[bytes] = [b""] * len(source.images)
+    def __init__(self, source: Source, channels: int, size: int) -> None:
+        self._source, self._channels, self._size = source, channels, size
         self.classes = source.classes
 
     def __len__(self) -> int:
@@ -97,18 +102,19 @@ class LooseImages:
     def item(self, number: int) -> Item:
         """The image of a file, under its path without the extension."""
         image = self._source.images[number]
-        data = image.read()
-        self._digests[number] = hashlib.sha256(f"{image.name}\0{image.label}\0".encode() + data).digest()
-        return Item(key=image.name, label=image.label, image=_decoded(data, self._channels))
+        return Item(key=image.name, label=image.label, image=_decoded(image.read(), self._channels, self._size))
 
     def digest(self) -> str:
-        """sha256 over all names, labels and bytes, in order."""
-        return hashlib.sha256(b"".join(self._digests)).hexdigest()
+        """sha256 over all names, labels and bytes, in order; reads every file."""
+        total = hashlib.sha256()
+        for image in self._source.images:
+            total.update(f"{image.name}\0{image.label}\0".encode() + hashlib.sha256(image.read()).digest())
+        return total.hexdigest()
 
 
-def _decoded(data: bytes, channels: int) -> Pixels | None:
+def _decoded(data: bytes, channels: int, size: int) -> Pixels | None:
     try:
-        return decode(data, channels=channels)
+        return centre_square(decode(data, channels=channels), size)
     except DecodeError:
         return None
 

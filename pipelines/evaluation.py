@@ -1,3 +1,75 @@
-"""stub while the probe is being written"""
-def probe_on_ray(plan, folder):
-    return None
+"""The probe of a run: raw pixels, the random encoder and the pretrained one through the same code."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pipelines.plan import Plan, ProbeData, make_plan, probe_manifests
+from pipelines.run_folder import EXPORT, PROBE_FILE
+from ssl_core.data.manifest import Manifest
+from ssl_core.probe.labelled import LabelledSet
+from ssl_core.probe.report import ProbeConfig, ProbeReport
+from ssl_core.storage.local import publish_bytes
+
+
+def probe_on_ray(plan: Plan, folder: Path) -> ProbeReport | None:
+    """Probe a trained run on the Ray that is running, and write `probe.json`; None where no validation set is named."""
+    if probe_manifests(plan) is None:
+        return None
+    import ray
+
+    gpus = 1 if float(ray.cluster_resources().get("GPU", 0)) >= 1 else 0
+    task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_probe)
+    content = ray.get(task.remote(dict(plan.values), str(folder)))
+    publish_bytes(folder / PROBE_FILE, (json.dumps(content, indent=2) + "\n").encode())
+    return ProbeReport.from_dict(content)
+
+
+def probe_run(plan: Plan, folder: Path) -> ProbeReport:
+    """Probe the exported encoder of a run's folder in this process; the plan names the labelled data."""
+    import torch
+
+    from ssl_core.export import load_encoder
+    from ssl_core.probe.features import ImageInput, RawPixels
+    from ssl_core.probe.report import PRETRAINED, RANDOM_ENCODER, RAW_PIXELS, run_probe
+
+    manifests = probe_manifests(plan)
+    assert manifests is not None, "checked by the caller"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = plan.config.model
+    train, val = (labelled_set(manifest, channels=model.in_chans) for manifest in manifests)
+    encoders = {
+        RAW_PIXELS: RawPixels(),
+        RANDOM_ENCODER: plan.random_encoder().to(device),
+        PRETRAINED: load_encoder(folder / EXPORT).encoder.to(device),
+    }
+    return run_probe(
+        encoders,
+        train,
+        val,
+        probe_config(plan.config.probe, seed=plan.config.seed),
+        image_input=ImageInput(size=model.image_size, mean=plan.mean, std=plan.std),
+        device=device,
+    )
+
+
+def labelled_set(manifest: Manifest, *, channels: int) -> LabelledSet:
+    """A data set as the probe reads it."""
+    from ssl_core.data.reader import Reader
+
+    images = Reader(manifest, channels=channels)
+    return LabelledSet(images=images, classes=manifest.classes, name=manifest.root, digest=manifest.digest)
+
+
+def probe_config(data: ProbeData, *, seed: int) -> ProbeConfig:
+    """What is measured."""
+    return ProbeConfig(max_train=data.max_train, max_val=data.max_val, seed=seed)
+
+
+def _probe(values: dict[str, Any], folder: str) -> dict[str, Any]:
+    """On Ray: probe with all cores, since training has ended."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    return probe_run(make_plan(values), Path(folder)).to_dict()

@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.run_folder import PROBE_FILE, SUMMARY_FILE, read_record
+from pipelines.run_folder import EXPORT, PROBE_FILE, SUMMARY_FILE, read_record
 from ssl_core.errors import UserError
-
-EXPORT = "export"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,7 @@ class PretrainConfig:
 class Plan:
     """A checked run: what follows from its configuration, for one worker of `lanes.world`."""
 
+    values: Mapping[str, Any]  # as composed: what a worker makes the same plan from
     config: PretrainConfig
     manifest: Manifest
     lanes: Lanes
@@ -205,6 +206,7 @@ def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None 
     image_size = config.views.get("image_size") or model.image_size
     views = {**config.views, "image_size": image_size, "channels": model.in_chans}
     return Plan(
+        values=mapping,
         config=config,
         manifest=manifest,
         lanes=lanes,

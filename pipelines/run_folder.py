@@ -14,6 +14,7 @@ from ssl_core.storage.local import local_path, publish_bytes
 
 FORMAT = 1
 RUN_FILE, SUMMARY_FILE, PROBE_FILE = "run.json", "summary.json", "probe.json"
+EXPORT, INIT = "export", "init"  # folders with an encoder: the trained one, and the one that training started from
 State = Literal["new", "running", "interrupted", "trained", "finished"]
 
 

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any, cast
 
-from pipelines.run_folder import RUN_FILE, find_run
-from pipelines.worker import EXPORT, INIT
+from pipelines.run_folder import EXPORT, INIT, RUN_FILE, find_run
 from ssl_core.errors import UserError
 from ssl_core.export import ExportConfig, load_encoder, load_weights, save_encoder
 from ssl_core.nn.backbones import Encoder

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pipelines.plan import Plan, checkpoint_interval, make_plan, threads_per_worker
+from pipelines.run_folder import EXPORT, INIT
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.reader import Reader
 from ssl_core.export import WEIGHTS, load_weights, save_encoder
@@ -18,8 +19,6 @@ from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
 from ssl_core.train.context import RunContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
 from ssl_core.train.step import TrainStep
-
-EXPORT, INIT = "export", "init"
 
 
 @dataclass(frozen=True, kw_only=True)
