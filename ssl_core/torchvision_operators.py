@@ -1,10 +1,10 @@
 """Makes torchvision importable beside a CPU build of torch; does nothing on an install whose operators load.
 
-torchvision's Linux wheels on the package index are CUDA builds. Beside a CPU torch their operator library cannot load, and then
-`import torchvision` itself fails with `operator torchvision::nms does not exist`, because it registers shape functions for
-operators that nobody declared. timm imports torchvision, so it fails too. Declaring the missing schemas first makes both
-importable; models and transforms work, the operators themselves (`torchvision.ops.nms`) and torchvision's decoders do not,
-and nothing here uses them.
+torchvision's Linux wheels on the package index are CUDA builds. Beside a CPU torch their operator library cannot load,
+and then `import torchvision` itself fails with `operator torchvision::nms does not exist`, because it registers shape
+functions for operators that nobody declared. timm imports torchvision, so it fails too. Declaring the missing schemas
+first makes both importable; models and transforms work, the operators themselves (`torchvision.ops.nms`) and
+torchvision's decoders do not, and nothing here uses them.
 
 Call `declare_missing()` before the first import of torchvision or timm.
 """
@@ -24,8 +24,8 @@ _declared: list[torch.library.Library] = []  # a Library's schemas live as long 
 def declare_missing() -> tuple[str, ...]:
     """Declare the operators without which torchvision cannot be imported.
 
-    An install whose operators load is left alone: the library is loaded here as torchvision would load it a moment later, so
-    that nothing is declared twice. A second call, or one after torchvision was imported, does nothing.
+    An install whose operators load is left alone: the library is loaded here as torchvision would load it a moment
+    later, so that nothing is declared twice. A second call, or one after torchvision was imported, does nothing.
 
     Returns:
         The names of the operators declared by this call.
