@@ -101,6 +101,7 @@ def _embed(config: EmbedConfig, exported: Path, output: Path) -> None:
     about = {
         "model": config.model or "",
         "model_digest": export_digest(exported),
+        "data_digest": images.digest(),
         "classes": json.dumps(images.classes),
     }
     output.parent.mkdir(parents=True, exist_ok=True)

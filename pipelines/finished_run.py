@@ -1,5 +1,6 @@
 """A run that can be registered: trained to its end, exported, perhaps probed; read without torch or MLflow."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,15 +57,23 @@ def read_finished_run(folder: Path) -> FinishedRun:
 
 
 def read_probe(path: Path) -> ProbeNumbers | None:
-    """The pretrained encoder's numbers in a `probe.json`; None where there is none."""
-    if not path.is_file():
-        return None
-    import json
+    """The pretrained encoder's numbers in a `probe.json`; None where there is none.
 
-    content = json.loads(path.read_text(encoding="utf-8"))
-    rows = content["rows"]["pretrained"]
+    Raises:
+        UserError: it is damaged, or of another format.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): probe the run again") from error
+    from ssl_core.probe.report import PRETRAINED, ProbeReport
+
+    report = ProbeReport.from_dict(content)
+    row = report.rows[PRETRAINED]
     return ProbeNumbers(
-        data=content["data_digest"],
-        values={name: cell["value"] for name, cell in rows.items()},
-        errors={name: cell["error"] for name, cell in rows.items()},
+        data=report.data_digest,
+        values={name: measure.value for name, measure in row.items()},
+        errors={name: measure.error for name, measure in row.items()},
     )

@@ -11,6 +11,8 @@ from pipelines.mlflow_connection import connect
 from pipelines.run_folder import RunFolder
 from ssl_core.export import ExportConfig, save_encoder
 from ssl_core.nn.backbones import ModelConfig, build_encoder
+from ssl_core.probe.measure import Measure
+from ssl_core.probe.report import PRETRAINED, ProbeReport
 
 TINY = ModelConfig(
     name="resnet18", image_size=16, stem="cifar", arguments={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
@@ -53,8 +55,9 @@ def export_tiny(folder: Path, *, seed: int = 0) -> None:
 
 def write_probe(run: Path, *, linear: float, error: float, data: str) -> None:
     """A probe report with two metrics."""
-    cells = {"linear": {"value": linear, "error": error}, "knn": {"value": linear / 2, "error": error}}
-    (run / "probe.json").write_text(json.dumps({"data_digest": data, "rows": {"pretrained": cells}}))
+    row = {"linear": Measure(value=linear, error=error), "knn20": Measure(value=linear / 2, error=error)}
+    report = ProbeReport(rows={PRETRAINED: row}, protocol=(), data_digest=data)
+    (run / "probe.json").write_text(json.dumps(report.to_dict()))
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def test_a_version_has_its_tags_and_files(store: str, runs: RunMaker, tmp_path: 
     expected = {"run": "first", "mlflow_run": mlflow_run, "manifest": "0" * 64, "probe.data": "A"}
     expected |= {"probe.linear": "0.5", "probe.linear.error": "0.01"}
     assert expected.items() <= version.tags.items()
-    assert version.probe() == {"linear": (0.5, 0.01), "knn": (0.25, 0.01)}
+    assert version.probe() == {"linear": (0.5, 0.01), "knn20": (0.25, 0.01)}
     assert client.get_model_version("m", "1").run_id == mlflow_run
 
     (artefact,) = (tmp_path / "mlartifacts" / "models").glob("*/artifacts")
@@ -78,8 +78,8 @@ def test_the_gate(store: str, runs: RunMaker) -> None:
     assert aliases(store) == {"champion": 4, "challenger": 5}
     assert register_run(runs("a", linear=0.5), "m", store).alias is None  # an old one again moves nothing
     assert aliases(store) == {"champion": 4, "challenger": 5}
-    knn = register_run(runs("e", linear=0.1), "other", store, metric="knn")
-    assert "knn 5.00" in knn.reason
+    knn = register_run(runs("e", linear=0.1), "other", store, metric="knn20")
+    assert "knn20 5.00" in knn.reason
 
 
 def test_a_race_is_repaired(store: str, runs: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_a_run_that_cannot_be_registered_is_named(store: str, runs: RunMaker) ->
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"half is not finished \(interrupted\)"):
         register_run(run, "m", store)
-    with pytest.raises(UserError, match="metric=fine is not in the probe of run a: it has linear, knn"):
+    with pytest.raises(UserError, match="metric=fine is not in the probe of run a: it has linear, knn20"):
         register_run(runs("a", linear=0.5), "m", store, metric="fine")
     with pytest.raises(UserError, match="cannot be a model's name"):
         register_run(runs("a", linear=0.5), "a/b", store)
