@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ssl_core.errors import UserError
-from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder
+from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder, timm_arguments
 from ssl_core.storage.local import publish_bytes, sha256_file
 
 FORMAT = 1
@@ -100,7 +100,7 @@ def verify_export(folder: Path) -> None:
         raise UserError(
             f"model folder {folder} {what}: pull model=models:/<name>@champion to=<folder> makes one"
         ) from error
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"model folder {folder}: checksums.json cannot be read ({error}): pull the model again"
         ) from error
@@ -150,14 +150,12 @@ def load_weights(encoder: Encoder, tensors: Mapping[str, Tensor], *, where: str)
 def model_card(config: ExportConfig, *, title: str = "Self-supervised encoder", facts: Sequence[str] = ()) -> str:
     """Markdown: what the model is, how to load it in plain torch, what was measured."""
     model = config.model
-    arguments = "".join(f", {name}={value!r}" for name, value in model.arguments.items())
-    if "vit" in model.name and "img_size" not in model.arguments:
-        arguments += f", img_size={model.image_size}"
+    arguments = "".join(f", {name}={value!r}" for name, value in timm_arguments(model).items())
     code = [
         "import timm, torch",
         "from safetensors.torch import load_file",
         "",
-        f'model = timm.create_model("{model.name}", num_classes=0, in_chans={model.in_chans}{arguments})',
+        f'model = timm.create_model("{model.name}"{arguments})',
     ]
     if model.stem == "cifar":
         code.append(

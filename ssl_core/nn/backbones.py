@@ -23,6 +23,14 @@ _DROPOUT_ARGUMENTS = (
     "patch_drop_rate",
     "drop_path_rate",
 )
+_WEIGHT_ARGUMENTS = (
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+    "features_only",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +64,17 @@ def build_encoder(config: ModelConfig, *, seed: int = 0) -> Encoder:
         seed: the run's seed; torch's own generator is left as it was.
 
     Raises:
-        UserError: timm has no such model, does not take these arguments, or they ask for dropout, which timm draws from
-            the global generator and which could therefore not be repeated.
+        UserError: timm has no such model, does not take these arguments, or there is dropout in it, which timm draws
+            from the global generator and which could therefore not be repeated.
     """
     for name in _DROPOUT_ARGUMENTS:
         if config.arguments.get(name):
             raise UserError(
                 f"model.arguments.{name}={config.arguments[name]}: dropout is refused in pretraining, set it to 0"
             )
+    for name in _WEIGHT_ARGUMENTS:
+        if name in config.arguments:
+            raise UserError(f"model.arguments.{name} is not for the model's shape: init=… says where weights come from")
     if config.name not in timm.list_models(module="") and not timm.is_model(config.name):
         near = get_close_matches(config.name, timm.list_models(), n=1)
         raise UserError(
@@ -74,17 +85,58 @@ def build_encoder(config: ModelConfig, *, seed: int = 0) -> Encoder:
         return Encoder(*_create(config))
 
 
+def timm_arguments(config: ModelConfig) -> dict[str, Any]:
+    """What `timm.create_model` is given besides the name; models whose input size is fixed are told it."""
+    arguments: dict[str, Any] = {"num_classes": 0, "in_chans": config.in_chans, **config.arguments}
+    pretrained = timm.get_pretrained_cfg(config.name)
+    if pretrained is not None and pretrained.fixed_input_size:
+        arguments.setdefault("img_size", config.image_size)
+    return arguments
+
+
 def _create(config: ModelConfig) -> tuple[nn.Module, int]:
-    arguments: dict[str, Any] = {"in_chans": config.in_chans, **config.arguments, "num_classes": 0}
-    if "vit" in config.name and "img_size" not in arguments:
-        arguments["img_size"] = config.image_size
     try:
-        backbone = timm.create_model(config.name, pretrained=False, **arguments)
+        backbone = timm.create_model(config.name, pretrained=False, **timm_arguments(config))
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"timm cannot build model.name={config.name} with {config.arguments}: {error}") from error
+    dropout = _first_dropout(backbone)
+    if dropout is not None:
+        raise UserError(
+            f"model.name={config.name} has dropout by default ({dropout}), which is refused in pretraining: "
+            "set model.arguments.drop_path_rate=0 or model.arguments.drop_rate=0, or use another model"
+        )
     if config.stem == "cifar":
         apply_cifar_stem(backbone)
-    return backbone, cast(int, backbone.num_features)
+    return backbone, _output_features(backbone, config)
+
+
+@torch.no_grad()
+def _output_features(backbone: nn.Module, config: ModelConfig) -> int:
+    """Width of what the backbone makes of an image; timm's `num_features` is that of its last stage."""
+    image = torch.zeros(1, config.in_chans, config.image_size, config.image_size)
+    try:
+        features = cast(Tensor, backbone.eval()(image))
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"model.name={config.name} does not take model.image_size={config.image_size}: {reason}"
+        ) from error
+    backbone.train()
+    if features.ndim != 2:
+        shape = list(features.shape[1:])
+        raise UserError(
+            f"model.name={config.name} with {config.arguments} gives {shape} an image instead of one vector"
+        )
+    return features.shape[1]
+
+
+def _first_dropout(backbone: nn.Module) -> str | None:
+    """The first module that would draw from torch's global generator in training, None where there is none."""
+    for name, module in backbone.named_modules():
+        rates = ["drop_prob", "drop_rate"] + (["p", "prob"] if "Drop" in type(module).__name__ else [])
+        if any((getattr(module, rate, 0.0) or 0.0) > 0 for rate in rates):
+            return name or type(module).__name__
+    return None
 
 
 def apply_cifar_stem(backbone: nn.Module) -> None:
