@@ -29,6 +29,8 @@ class Lanes:
     @classmethod
     def cut(cls, global_batch: int, count: int | None, *, rank: int = 0, world: int = 1) -> "Lanes":
         """Cut a global batch into lanes; raises UserError where that cannot be done."""
+        if global_batch < 1:
+            raise UserError(f"train.global_batch={global_batch}: a step takes at least one sample")
         count = default_lane_count(global_batch) if count is None else count
         if count < 1 or global_batch % count:
             raise UserError(

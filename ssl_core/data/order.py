@@ -61,6 +61,8 @@ class EpochOrder:
     def __init__(
         self, shard_samples: np.ndarray, *, seed: int, epoch: int, num_lanes: int, lane_size: int, block: int
     ) -> None:
+        if block < 1:
+            raise UserError(f"data.block={block}: at least one sample is mixed at a time")
         sizes = np.asarray(shard_samples, dtype=np.int64)
         self.num_lanes, self.lane_size = num_lanes, lane_size
         self.steps = steps_per_epoch(int(sizes.sum()), num_lanes * lane_size)

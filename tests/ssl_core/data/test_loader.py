@@ -1,0 +1,147 @@
+"""The loader: its batches are what order, keys and recipe say, whatever is made ahead, by however many threads."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ssl_core import rng
+from ssl_core.data.loader import LaneLoader, Schedule
+from ssl_core.lanes import Lanes
+from ssl_core.types import LaneBatch
+
+Pixels = np.ndarray[Any, Any]
+SIZES = np.asarray([9, 0, 14, 6])
+SEED = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    """A view group."""
+
+    name: str
+    count: int
+    height: int
+    width: int
+    channels: int = 1
+
+
+class KeyedRecipe:
+    """Views whose pixels are the image's number plus the view's key: two groups of different size."""
+
+    groups: tuple[Square, ...] = (
+        Square(name="views", count=2, height=3, width=2),
+        Square(name="local", count=1, height=1, width=1),
+    )
+    num_views = 3
+
+    def __call__(self, image: Pixels, keys: Pixels) -> list[Pixels]:
+        filled = [(image[0, 0, 0] + key % 251).astype(np.uint8) for key in keys]
+        return [np.stack([np.full((3, 2, 1), one) for one in filled[:2]]), np.full((1, 1, 1, 1), filled[2])]
+
+
+class NumberedImages:
+    """The image at a position is its number; counts what was asked for."""
+
+    def __init__(self, bad: Sequence[int] = ()) -> None:
+        self.asked: list[int] = []
+        self._bad = bad
+
+    def image(self, position: int) -> Pixels:
+        self.asked.append(position)
+        if position in self._bad:
+            raise OSError(f"position {position} is on fire")
+        return np.full((4, 4, 1), position, np.uint8)
+
+
+def schedule(*, rank: int = 0, world: int = 1) -> Schedule:
+    return Schedule(shard_samples=SIZES, seed=SEED, block=8, lanes=Lanes.cut(12, 4, rank=rank, world=world))
+
+
+def loader(**options: Any) -> LaneLoader:
+    world = {name: options.pop(name) for name in ("rank", "world") if name in options}
+    images = options.pop("images", None) or NumberedImages()
+    return LaneLoader(images, KeyedRecipe(), schedule(**world), **options)
+
+
+def same(one: LaneBatch, other: LaneBatch) -> bool:
+    return (
+        (one.step, one.epoch) == (other.step, other.epoch)
+        and np.array_equal(one.positions, other.positions)
+        and all(np.array_equal(one.groups[name], other.groups[name]) for name in ("views", "local"))
+    )
+
+
+def test_a_batch_is_what_order_and_keys_say() -> None:
+    batch = loader().batch(5)
+    assert (batch.step, batch.epoch) == (5, 2)
+    assert np.array_equal(batch.positions, schedule().epoch(2).positions(1, range(4)))
+    assert batch.groups["views"].shape == (4, 2, 3, 3, 2, 1)
+    assert batch.groups["local"].shape == (4, 1, 3, 1, 1, 1)
+    for lane, positions in enumerate(batch.positions.tolist()):
+        for sample, position in enumerate(positions):
+            expected = [(position + int(rng.key(SEED, "views", 2, position, view)) % 251) % 256 for view in range(3)]
+            for view in (0, 1):
+                assert (batch.groups["views"][lane, view, sample] == expected[view]).all()
+            assert batch.groups["local"][lane, 0, sample] == expected[2]
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2, 50])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_stream_is_its_batches_however_it_is_made(ahead: int, threads: int) -> None:
+    made = list(loader(ahead=ahead, threads=threads).stream(2, 9))
+    assert [batch.step for batch in made] == list(range(2, 9))
+    assert all(same(batch, loader().batch(batch.step)) for batch in made)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_workers_make_the_lanes_of_one(world: int) -> None:
+    whole = loader().batch(3)
+    parts = [loader(rank=rank, world=world).batch(3) for rank in range(world)]
+    assert np.array_equal(np.concatenate([part.positions for part in parts]), whole.positions)
+    for name, pixels in whole.groups.items():
+        assert np.array_equal(np.concatenate([part.groups[name] for part in parts]), pixels)
+
+
+def test_views_of_a_sample_differ_between_epochs() -> None:
+    seen: dict[int, set[bytes]] = {}
+    for batch in loader().stream(0, 2 * schedule().steps_per_epoch):
+        for lane, positions in enumerate(batch.positions.tolist()):
+            for sample, position in enumerate(positions):
+                seen.setdefault(position, set()).add(batch.groups["views"][lane, :, sample].tobytes())
+    assert sum(len(views) == 2 for views in seen.values()) >= 15
+
+
+def test_a_sample_is_decoded_once_for_all_views() -> None:
+    images = NumberedImages()
+    batch = loader(images=images, ahead=0).batch(0)
+    assert sorted(images.asked) == sorted(batch.positions.ravel().tolist())
+
+
+def test_an_empty_stream_ends() -> None:
+    assert list(loader().stream(4, 4)) == []
+
+
+def test_a_failure_reaches_the_caller_and_the_threads_end() -> None:
+    failing = int(loader().batch(1).positions[0, 0])
+    stream = loader(images=NumberedImages([failing]), threads=2).stream(0, 8)
+    assert next(stream).step == 0
+    with pytest.raises(OSError, match=f"position {failing} is on fire"):
+        next(stream)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+def test_a_stream_that_is_left_ends_its_threads() -> None:
+    stream = loader(threads=2).stream(0, 100)
+    next(stream)
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+    stream.close()  # pyright: ignore[reportAttributeAccessIssue] (an Iterator that is a generator)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+@pytest.mark.usefixtures("untouched_generators")
+def test_no_generator_is_touched() -> None:
+    loader().batch(0)
