@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipelines.plan import Plan, ProbeData, make_plan, probe_manifests
 from pipelines.run_folder import EXPORT, PROBE_FILE
@@ -21,7 +21,7 @@ def probe_on_ray(plan: Plan, folder: Path) -> ProbeReport | None:
 
     gpus = 1 if float(ray.cluster_resources().get("GPU", 0)) >= 1 else 0
     task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_probe)
-    content = ray.get(task.remote(dict(plan.values), str(folder)))
+    content: dict[str, Any] = cast(Any, ray).get(task.remote(dict(plan.values), str(folder)))
     publish_bytes(folder / PROBE_FILE, (json.dumps(content, indent=2) + "\n").encode())
     return ProbeReport.from_dict(content)
 

@@ -21,6 +21,7 @@ from ssl_core.methods import METHODS, build_method
 from ssl_core.methods.base import Method
 from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder
 from ssl_core.optim import OptimConfig
+from ssl_core.storage.local import local_path
 from ssl_core.train.step import Precision, StepConfig
 from ssl_core.views.recipes import CropConfig, CropRecipe
 
@@ -181,6 +182,16 @@ class Plan:
         """The method around an encoder."""
         name = self.config.method["name"]
         return build_method(name, self.method, encoder=encoder, recipe=CropRecipe.of(self.views), seed=self.config.seed)
+
+
+def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same configuration with local folders as absolute paths: a worker's present folder is another one."""
+    result = {**values}
+    for section in ("data", "probe"):
+        places = {name: values[section][name] for name in ("train", "val") if isinstance(values[section][name], str)}
+        found = {name: str(local_path(place).resolve()) for name, place in places.items()}
+        result[section] = {**values[section], **found}
+    return result
 
 
 def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None = None) -> Plan:

@@ -20,9 +20,10 @@ def main(overrides: list[str]) -> None:
     """Check everything, then train what is left of the run, probe it, and register it if asked to."""
     values = compose("pretrain", overrides)
 
-    from pipelines.plan import check_inputs, make_plan
+    from pipelines.plan import check_inputs, make_plan, with_absolute_paths
     from pipelines.run_folder import RunFolder
 
+    values = with_absolute_paths(values)
     plan = make_plan(values)
     config = plan.config
     name = config.name or f"{config.method['name']}-{config.model.name}-{datetime.now():%Y%m%d-%H%M%S}"

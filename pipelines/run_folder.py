@@ -47,7 +47,7 @@ class RunFolder:
         """
         if not name or "/" in name or name.startswith("."):
             raise UserError(f"name={name} cannot be a folder: use letters, digits, - and _")
-        path = local_path(storage) / name
+        path = local_path(storage).resolve() / name
         identity = cast(dict[str, Any], json.loads(json.dumps(identity)))  # tuples become lists, as in the file
         if not (path / RUN_FILE).exists():
             return cls(path, RunRecord(name=name, identity=identity, config=config))
