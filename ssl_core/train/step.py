@@ -94,8 +94,9 @@ class TrainStep:
         said = torch.cat([loss.double().view(1), torch.tensor(signals, dtype=torch.float64, device=self._device)])
         value, *summed = self._collectives.sum_(said).tolist()
         if not np.isfinite(value):
+            shown = batch.positions.ravel().tolist()[:8]
             raise NonFiniteLoss(
-                f"the loss at step {batch.step} is {value}; this worker's samples: {batch.positions.ravel().tolist()[:8]} …; "
+                f"the loss at step {batch.step} is {value}; this worker's samples: {shown} …; "
                 "nothing of the step was kept: lower optim.base_rate or use train.precision=fp32, under a new name"
             )
         self._gradients.sum_over_workers_(self._collectives)
