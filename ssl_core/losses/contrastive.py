@@ -1,6 +1,7 @@
 """Contrastive losses, streamed over tiles of rows so that no N × N matrix exists.
 
-Shapes: M rows of the global batch (all views), D dimensions, N pairs, K queue entries. Sums are in float32 or better.
+Shapes: M rows of the global batch (all views), D dimensions, N pairs, K queue entries. Sums are in float32 or better,
+under autocast too.
 """
 
 from typing import Any
@@ -59,8 +60,9 @@ def nt_xent_partial(rows_MD: Tensor, positive_M: Tensor, *, own: slice, temperat
     Returns:
         A scalar; its sum over workers, divided by M, is the loss. Its gradient reaches all rows.
     """
-    z_MD = F.normalize(_accurate(rows_MD), dim=1)
-    return _TiledNTXent.apply(z_MD, positive_M, own, temperature)
+    with torch.autocast(rows_MD.device.type, enabled=False):
+        z_MD = F.normalize(_accurate(rows_MD), dim=1)
+        return _TiledNTXent.apply(z_MD, positive_M, own, temperature)
 
 
 def nt_xent(a: Tensor, b: Tensor, *, temperature: float = 0.1) -> Tensor:
@@ -73,7 +75,7 @@ def nt_xent(a: Tensor, b: Tensor, *, temperature: float = 0.1) -> Tensor:
     """
     index = torch.arange(len(a), device=a.device)
     positive = torch.cat([index + len(a), index])
-    rows = torch.cat([a, b])
+    rows = torch.cat([_accurate(a), _accurate(b)])
     return nt_xent_partial(rows, positive, own=slice(0, len(rows)), temperature=temperature) / len(rows)
 
 
@@ -86,9 +88,10 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = 0.07) 
         queue: negatives [K, D], normalised here.
         temperature: τ > 0.
     """
-    q_ND = F.normalize(_accurate(q), dim=1)
-    k_ND = F.normalize(_accurate(k.detach()), dim=1)
-    queue_KD = F.normalize(_accurate(queue.detach()), dim=1)
-    positive_N1 = (q_ND * k_ND).sum(1, keepdim=True)
-    logits = torch.cat([positive_N1, q_ND @ queue_KD.T], 1) / temperature
-    return (logits.logsumexp(1) - logits[:, 0]).mean()
+    with torch.autocast(q.device.type, enabled=False):
+        q_ND = F.normalize(_accurate(q), dim=1)
+        k_ND = F.normalize(_accurate(k.detach()), dim=1)
+        queue_KD = F.normalize(_accurate(queue.detach()), dim=1)
+        positive_N1 = (q_ND * k_ND).sum(1, keepdim=True)
+        logits = torch.cat([positive_N1, q_ND @ queue_KD.T], 1) / temperature
+        return (logits.logsumexp(1) - logits[:, 0]).mean()
