@@ -26,8 +26,9 @@ def compose(command: str, overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     pairs = [_split(override) for override in overrides]
-    groups = [f"{key}={_checked_option(key, value)}" for key, value in pairs if _is_group(key)]
-    values = [(key, value) for key, value in pairs if not _is_group(key)]
+    known = groups_of(command)
+    groups = [f"{key}={_checked_option(key, value)}" for key, value in pairs if key in known]
+    values = [(key, value) for key, value in pairs if key not in known]
     with initialize_config_module("configs", version_base="1.3"):
         base = cast(dict[str, Any], OmegaConf.to_container(hydra_compose(command, groups), resolve=False))
         words = [_hydra_word(key, value, open_mapping=_check_key(key, base)) for key, value in values]
@@ -44,8 +45,13 @@ def _split(override: str) -> tuple[str, str]:
     return key, value
 
 
-def _is_group(key: str) -> bool:
-    return "." not in key and key.isidentifier() and files("configs").joinpath(key).is_dir()
+def groups_of(command: str) -> list[str]:
+    """The groups that a command's YAML chooses from: those of its defaults list."""
+    import yaml
+
+    content = yaml.safe_load(files("configs").joinpath(f"{command}.yaml").read_text(encoding="utf-8"))
+    entries = content.get("defaults", []) if isinstance(content, dict) else []
+    return [group for entry in entries if isinstance(entry, dict) for group in entry]
 
 
 def _checked_option(group: str, option: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from typing import TextIO
 
+from pipelines.config import groups_of
 from ssl_core.errors import Resumable, UserError
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_RESUMABLE, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
@@ -20,8 +21,8 @@ def help_text(command: str, doc: str) -> str:
     tree = files("configs")
     lines = [doc.strip(), "", f"Keys and defaults (configs/{command}.yaml), set as key=value:", ""]
     lines.append(tree.joinpath(f"{command}.yaml").read_text(encoding="utf-8").strip())
-    for group in ("method", "model", "experiment"):
-        if f"- {group}:" in lines[-1] or f"  - {group}:" in lines[4]:
+    for group in groups_of(command):
+        if tree.joinpath(group).is_dir():
             options = sorted(
                 entry.name[:-5] for entry in tree.joinpath(group).iterdir() if entry.name.endswith(".yaml")
             )

@@ -50,8 +50,8 @@ class Version:
 
 def checked_name(model: str) -> str:
     """The name, if MLflow takes it and it fits into `models:/<name>@<alias>`; raises UserError."""
-    if not re.fullmatch(r"[\w][\w .\-]*", model):
-        raise UserError(f"model={model} cannot be a model's name: use letters, digits, '-', '_', '.' and spaces")
+    if not re.fullmatch(r"\w[\w.\-]*", model):
+        raise UserError(f"model={model} cannot be a model's name: use letters, digits, '-', '_' and '.'")
     return model
 
 

@@ -205,7 +205,7 @@ def _create_version(client: "MlflowClient", run: FinishedRun, model: str, tags: 
     from mlflow.exceptions import MlflowException
 
     source_run, experiment = _origin(client, run, artifact_root(uri, run.folder.parent))
-    logged = client.create_logged_model(experiment, name=model.replace(" ", "-"), source_run_id=source_run, tags=tags)
+    logged = client.create_logged_model(experiment, name=model.replace(".", "-"), source_run_id=source_run, tags=tags)
     try:
         _upload(client, run, logged, source_run)
     except BaseException:

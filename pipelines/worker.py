@@ -3,6 +3,7 @@
 `run_worker` knows no Ray, so that the same attempt can be run and profiled in one process.
 """
 
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ssl_core.train.context import RunContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
 from ssl_core.train.step import TrainStep
 
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -30,10 +33,23 @@ class Job:
     attempt: int
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next step (elsewhere: do nothing).
+
+    Activations are large; by default each is mapped from the kernel and given back, and the next step pays for every page
+    again. Measured on 2 cores, `resnet_micro` at 24 px in fp32: 125 → 165 images/s.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
+            libc.mallopt(parameter, value)
+
+
 def run_worker(job: Job, context: RunContext) -> LoopResult:
     """Train this worker's lanes from the newest checkpoint on; rank 0 exports the encoder of a finished run."""
     plan = make_plan(job.config, rank=context.collectives.rank, workers=context.collectives.world)
     torch.set_num_threads(threads_per_worker(plan))
+    keep_freed_memory()
     encoder = plan.random_encoder()
     start = Path(job.folder) / INIT / WEIGHTS
     if start.exists():
