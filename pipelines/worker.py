@@ -36,8 +36,8 @@ class Job:
 def keep_freed_memory() -> None:
     """Let glibc keep what a step frees for the next step (elsewhere: do nothing).
 
-    Activations are large; by default each is mapped from the kernel and given back, and the next step pays for every page
-    again. Measured on 2 cores, `resnet_micro` at 24 px in fp32: 125 → 165 images/s.
+    Activations are large; by default each is mapped from the kernel and given back, and the next step pays for every
+    page again. Measured on 2 cores, `resnet_micro` at 24 px in fp32: 125 → 165 images/s.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -49,7 +49,6 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
     """Train this worker's lanes from the newest checkpoint on; rank 0 exports the encoder of a finished run."""
     plan = make_plan(job.config, rank=context.collectives.rank, workers=context.collectives.world)
     torch.set_num_threads(threads_per_worker(plan))
-    keep_freed_memory()
     encoder = plan.random_encoder()
     start = Path(job.folder) / INIT / WEIGHTS
     if start.exists():
@@ -95,5 +94,6 @@ def ray_worker(job: dict[str, Any]) -> dict[str, Any]:
     """`run_worker` as Ray Train's `train_loop_per_worker`; what it returns is the attempt's result."""
     from pipelines.ray_context import RayContext
 
+    keep_freed_memory()
     work = Job(**job)
     return vars(run_worker(work, RayContext.of_this_worker(Path(work.folder), work.attempt)))

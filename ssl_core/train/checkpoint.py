@@ -38,6 +38,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
 
     The new one stands complete before an old one goes; a kill at any moment leaves what was complete before.
     """
+    assert keep >= 1, "a checkpoint is kept when it is written"
     final = folder / f"step-{checkpoint.step:08d}"
     partial = folder / f".partial-{final.name}"
     for stale in folder.glob(".partial-*"):
@@ -48,20 +49,21 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
     (partial / _STATE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.state}), encoding="utf-8")
     digests = {name: sha256_file(partial / name) for name in (_MODEL, _OPTIMIZER, _STATE)}
     publish_bytes(partial / _MANIFEST, json.dumps({"format": FORMAT, "sha256": digests}).encode())
-    if final.exists():
-        shutil.rmtree(final)
     for name in (_MODEL, _OPTIMIZER, _STATE):
         _sync(partial / name)
+    if final.exists():  # a damaged one, or the run would have continued from it
+        os.rename(final, folder / f".partial-replaced-{final.name}")
     os.rename(partial, final)
     _sync(folder)
-    for old in complete_checkpoints(folder)[keep:]:
+    # newer ones can only be damaged: they do not count, and the run overtakes them
+    for old in [path for path in all_checkpoints(folder) if path.name <= final.name][keep:]:
         shutil.rmtree(old)
     return final
 
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints with a manifest, newest first."""
-    return sorted((path.parent for path in folder.glob(f"step-*/{_MANIFEST}")), reverse=True)
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Every checkpoint, damaged ones too, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -74,12 +76,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         manifest = cast(dict[str, Any], json.loads((path / _MANIFEST).read_text(encoding="utf-8")))
         if manifest["format"] != FORMAT:
             raise UserError(f"checkpoint {path} has format {manifest['format']}, this version reads {FORMAT}")
-        for name, digest in manifest["sha256"].items():
-            if sha256_file(path / name) != digest:
+        for name in (_MODEL, _OPTIMIZER, _STATE):
+            if sha256_file(path / name) != manifest["sha256"][name]:
                 raise UserError(f"checkpoint {path}: {name} differs from its checksum")
         state = cast(dict[str, Any], json.loads((path / _STATE).read_text(encoding="utf-8")))
         model, optimizer = load_file(path / _MODEL), load_file(path / _OPTIMIZER)
-    except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
+    except UserError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {error}") from error
     return Checkpoint(step=int(state["step"]), model=model, optimizer=optimizer, state=state)
 
@@ -87,7 +91,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def newest_readable(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and a line for each newer one that is not."""
     complaints: list[str] = []
-    for path in complete_checkpoints(folder):
+    for path in all_checkpoints(folder):
         try:
             return load_checkpoint(path), complaints
         except UserError as error:

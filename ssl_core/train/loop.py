@@ -7,6 +7,7 @@ from typing import Any
 
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.quarantine import Quarantine
+from ssl_core.errors import Resumable
 from ssl_core.train.checkpoint import Checkpoint, newest_readable, save_checkpoint
 from ssl_core.train.context import RunContext
 from ssl_core.train.records import Record, audit_line
@@ -97,6 +98,12 @@ def train(
 def _resume(step: TrainStep, quarantine: Quarantine, context: RunContext) -> tuple[int, list[str]]:
     """Load the newest whole checkpoint, if any: the steps that are done, and what is wrong with newer ones."""
     checkpoint, complaints = newest_readable(context.folder / CHECKPOINTS)
+    found = context.collectives.gather_objects(0 if checkpoint is None else checkpoint.step)
+    if len(set(found)) > 1:
+        raise Resumable(
+            f"workers found checkpoints of different steps {found} in {context.folder}: "
+            "all nodes must share that folder; the same command tries again"
+        )
     if checkpoint is None:
         return 0, complaints
     step.module.load_state_dict(checkpoint.model)
@@ -137,9 +144,13 @@ class _Records:
     """Rank 0's parts of the append-only records; nothing on other ranks."""
 
     def __init__(self, config: LoopConfig, context: RunContext, first: int) -> None:
-        kinds = ["metrics", "events", *(["audit"] if config.audit else [])]
+        # a line of the metrics says what holds after `step` steps, one of the audit what step `step` did
+        first_steps = {"metrics": first + 1, "events": first, **({"audit": first} if config.audit else {})}
         self._parts = (
-            {kind: Record(context.folder, kind, attempt=context.attempt, first_step=first) for kind in kinds}
+            {
+                kind: Record(context.folder, kind, attempt=context.attempt, first_step=n)
+                for kind, n in first_steps.items()
+            }
             if context.collectives.rank == 0
             else {}
         )

@@ -43,9 +43,9 @@ def part_path(folder: Path, kind: str, attempt: int) -> Path:
     return folder / kind / f"attempt-{attempt:04d}.jsonl"
 
 
-def read_part(path: Path) -> tuple[int, list[dict[str, Any]]]:
-    """A part's first step and its whole lines."""
-    first_step, lines = 0, list[dict[str, Any]]()
+def read_part(path: Path) -> tuple[int | None, list[dict[str, Any]]]:
+    """A part's first step (None where a kill left not even that) and its whole lines."""
+    first_step, lines = None, list[dict[str, Any]]()
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             line = cast(dict[str, Any], json.loads(text))
@@ -63,7 +63,8 @@ def join_parts(folder: Path, kind: str) -> list[dict[str, Any]]:
     history: dict[int, dict[str, Any]] = {}
     for path in sorted((folder / kind).glob("attempt-*.jsonl")):
         first_step, lines = read_part(path)
-        history = {step: line for step, line in history.items() if step < first_step}
+        if first_step is not None:
+            history = {step: line for step, line in history.items() if step < first_step}
         history.update({int(line["step"]): line for line in lines})
     return [history[step] for step in sorted(history)]
 

@@ -63,6 +63,8 @@ class TrainStep:
         self._lanes, self._collectives, self._device = lanes, collectives, device
         self._dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self._chunks = list(_chunks(len(lanes.owned), lanes.size, config.micro_batch))
+        # for all workers alike, or those with fewer lanes would take part in other reductions than the rest
+        self._cached = any(len(list(_chunks(count, lanes.size, config.micro_batch))) > 1 for count in lanes.counts)
         module = as_module(method).to(device=device, dtype=self._dtype)
         if config.precision != "fp64":
             _channels_last(module)
@@ -109,20 +111,19 @@ class TrainStep:
         return learning_rate(self._optim, step=step, total_steps=total, global_batch=batch)
 
     def _forward_backward(self, batch: LaneBatch) -> tuple[Tensor, GlobalRows, Tensor | None]:
-        whole = len(self._chunks) == 1
         embedded: list[dict[str, Tensor]] = []
         statistics: list[Tensor] = []
         for chunk in self._chunks:
-            with torch.set_grad_enabled(whole):
+            with torch.set_grad_enabled(not self._cached):
                 embedded.append(self._embed_chunk(batch, chunk, record=True))
             if self._norms:
                 statistics.append(take_statistics(self._norms, len(chunk)))
         own = {name: torch.cat([part[name] for part in embedded]) for name in embedded[0]}
         loss, rows, gradients = self._loss_and_row_gradients(own)
-        if whole:
-            torch.autograd.backward([own[name] for name in gradients], list(gradients.values()))
-        else:
+        if self._cached:
             self._push_by_chunk(batch, gradients)
+        else:
+            torch.autograd.backward([own[name] for name in gradients], list(gradients.values()))
         gathered = self._gather(torch.cat(statistics), 1) if statistics else None
         return loss, rows, gathered
 
@@ -158,12 +159,10 @@ class TrainStep:
 
     def _loss_and_row_gradients(self, own: Mapping[str, Tensor]) -> tuple[Tensor, GlobalRows, dict[str, Tensor]]:
         """This worker's part of the loss, the global rows, and the whole loss's gradient on own rows."""
-        accurate = {name: row.detach().to(torch.promote_types(row.dtype, torch.float32)) for name, row in own.items()}
+        accurate = {name: _accurate(row.detach()) for name, row in own.items()}
         everyone = {name: self._gather(row, len(row) // len(self._lanes.owned)) for name, row in accurate.items()}
         # with a graph in one pass rows say themselves whether they need a gradient; without one, every float row may
-        pushed = [
-            n for n, row in own.items() if row.requires_grad or (len(self._chunks) > 1 and row.is_floating_point())
-        ]
+        pushed = [n for n, row in own.items() if row.requires_grad or (self._cached and row.is_floating_point())]
         for name in pushed:
             everyone[name].requires_grad_()
         rows = self._global_rows(everyone)
@@ -173,7 +172,9 @@ class TrainStep:
         gradients: dict[str, Tensor] = {}
         for name, gradient in zip(pushed, found, strict=True):
             if gradient is not None:  # pyright: ignore[reportUnnecessaryComparison] (None where the loss does not use it)
-                gradients[name] = self._collectives.sum_(gradient)[rows.own(name)].to(own[name].dtype)
+                # a copy: autograd may give the same tensor, or one without memory of its own, for several rows
+                summed = self._collectives.sum_(gradient.clone(memory_format=torch.contiguous_format))
+                gradients[name] = summed[rows.own(name)].to(own[name].dtype)
         detached = {name: row.detach() for name, row in everyone.items()}
         return loss.detach(), self._global_rows(detached), gradients
 
@@ -215,6 +216,11 @@ class TrainStep:
         """Names in the optimiser's order."""
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
         return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def _accurate(rows: Tensor) -> Tensor:
+    """Real rows in float32 or better; whole numbers as they are."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32)) if rows.is_floating_point() else rows
 
 
 def _chunks(num_lanes: int, lane_size: int, micro_batch: int | None) -> Iterator[range]:

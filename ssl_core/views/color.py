@@ -41,7 +41,8 @@ def adjust_colors(image: Image, steps: Sequence[ColorStep]) -> Image:
     Returns:
         The new image, of the same shape and type (`image` itself where no step applies to it).
     """
-    steps = [step for step in steps if image.shape[2] == 3 or step[0] not in _NEEDS_RGB]
+    if image.shape[2] != 3:
+        steps = [step for step in steps if step[0] not in _NEEDS_RGB]
     if not steps:
         return image
     canvas = _Canvas(image)

@@ -53,14 +53,8 @@ def crop_resize(image: Image, box: Box, *, height: int, width: int, interpolatio
         [height, width, C].
     """
     cut = image[box.top : box.top + box.height, box.left : box.left + box.width]
-    rows, columns = box.height, box.width
-    block_rows, block_columns = _block(rows / height), _block(columns / width)
-    if block_rows > 1 or block_columns > 1:
-        rows, columns = round(rows / block_rows), round(columns / block_columns)
-        cut = cv2.resize(cut, (columns, rows), interpolation=cv2.INTER_AREA)
-    if rows > height or columns > width:
-        filter_y, filter_x = (_shrinking_filter(ratio, interpolation) for ratio in (rows / height, columns / width))
-        cut = cv2.sepFilter2D(cut, -1, filter_x, filter_y)
+    if box.height > height or box.width > width:
+        cut = _antialiased(cut, height, width, interpolation)
     resized = cv2.resize(cut, (width, height), interpolation=_OPENCV_INTERPOLATION[interpolation])
     return shaped(resized, (height, width, image.shape[2]))
 
@@ -117,6 +111,17 @@ def solarise(image: Image) -> Image:
 def shaped(pixels: MatLike, shape: tuple[int, ...]) -> Image:
     """OpenCV's result with the channel axis that it drops from one-channel images."""
     return np.asarray(pixels).reshape(shape)
+
+
+def _antialiased(cut: Image, height: int, width: int, interpolation: Interpolation) -> MatLike:
+    """Prepare an image that shrinks to height × width: average whole blocks of pixels first, then filter."""
+    rows, columns = cut.shape[:2]
+    block_rows, block_columns = _block(rows / height), _block(columns / width)
+    if block_rows > 1 or block_columns > 1:
+        rows, columns = round(rows / block_rows), round(columns / block_columns)
+        cut = cv2.resize(cut, (columns, rows), interpolation=cv2.INTER_AREA)
+    filter_y, filter_x = (_shrinking_filter(ratio, interpolation) for ratio in (rows / height, columns / width))
+    return cv2.sepFilter2D(cut, -1, filter_x, filter_y)
 
 
 def _block(ratio: float) -> int:

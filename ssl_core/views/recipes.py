@@ -76,20 +76,29 @@ class CropConfig:
     local_blur: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no recipe can be made from; `ViewConfig` refuses the rest when the views are laid out."""
+        """Refuse what no recipe can be made from; `ViewConfig` refuses the rest as the views are laid out."""
         for name in ("image_size", "channels", "views"):
-            if getattr(self, name) < 1:
-                raise UserError(f"views: {name}={getattr(self, name)}: use at least 1")
-        if self.channels > MAX_CHANNELS:
-            raise UserError(f"views: channels={self.channels}: images have 1 to {MAX_CHANNELS} channels")
-        if self.local_views < 0:
-            raise UserError(f"views: local_views={self.local_views}: use 0 or more")
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "use at least 1")
+        _check(self.channels <= MAX_CHANNELS, "channels", self.channels, f"images have 1 to {MAX_CHANNELS} channels")
         for name, value in (("blur", self.blur), ("solarise", self.solarise)):
-            if isinstance(value, tuple) and len(value) != self.views:
-                raise UserError(
-                    f"views: {name} lists {len(value)} values for views={self.views}: give one a view, or one number"
-                )
+            if isinstance(value, tuple):
+                _check(len(value) == self.views, name, list(value), f"give one number, or {self.views}, one a view")
+        strength = self._strength
+        _check(strength * self.hue <= 0.5, "hue", self.hue, f"times color_strength {strength} it may be at most 0.5")
+        _check(self.local_views >= 0, "local_views", self.local_views, "use 0 or more")
+        low, high = self.local_scale
+        _check(0 < low <= high <= 1, "local_scale", [low, high], "give a range [low, high] with 0 < low ≤ high ≤ 1")
+        if self.local_blur is not None:
+            _check(0 <= self.local_blur <= 1, "local_blur", self.local_blur, "a probability lies between 0 and 1")
+        if self.local_size is not None:
+            _check(self.local_size >= 1, "local_size", self.local_size, "use a side of at least 1 pixel")
         self.layout()
+
+    @property
+    def _strength(self) -> float:
+        if self.color_strength is None:
+            return 0.5 if self.image_size <= SMALL_IMAGE else 1.0
+        return self.color_strength
 
     def layout(self) -> dict[str, tuple[ViewConfig, ...]]:
         """The distribution of every view, by group."""
@@ -99,9 +108,7 @@ class CropConfig:
         return groups
 
     def _global_view(self, view: int) -> ViewConfig:
-        strength = self.color_strength
-        if strength is None:
-            strength = 0.5 if self.image_size <= SMALL_IMAGE else 1.0
+        strength = self._strength
         return ViewConfig(
             size=self.image_size,
             crop=self.crop,
@@ -131,6 +138,11 @@ class CropConfig:
             blur=_blur_probability(self.local_blur, size),
             solarise=0.0,
         )
+
+
+def _check(holds: bool, name: str, value: object, remedy: str) -> None:
+    if not holds:
+        raise UserError(f"views.{name}={value}: {remedy}")
 
 
 def _of_view(value: float | tuple[float, ...] | None, view: int) -> float | None:
@@ -231,5 +243,5 @@ def recipe(name: str, *, image_size: int, channels: int = 3, **overrides: Any) -
         raise UserError(f"unknown recipe {name!r}: known are {', '.join(RECIPES)}")
     for field in overrides:
         if field not in CropConfig.__dataclass_fields__:
-            raise UserError(f"views: unknown field {field!r}: known are {', '.join(CropConfig.__dataclass_fields__)}")
+            raise UserError(f"unknown key views.{field}: known are {', '.join(CropConfig.__dataclass_fields__)}")
     return CropRecipe.of(replace(RECIPES[name], image_size=image_size, channels=channels, **overrides))

@@ -6,10 +6,9 @@ so a new parameter moves none of the others; all are known before a pixel is tou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from itertools import permutations
 from math import exp, floor, log, sqrt
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -32,8 +31,11 @@ CROP_TRIES = 10
 _JITTER_ORDERS: tuple[tuple[ColorName, ...], ...] = tuple(permutations(("brightness", "contrast", "saturation", "hue")))
 
 
-class Draw(IntEnum):
-    """Which number of a key's stream decides what. Add before `CROP`; never renumber."""
+class Draw:
+    """Which number of a key's stream decides what. Add before `CROP`; never renumber.
+
+    Plain integers: reading an enum's member takes longer than all else a parameter needs.
+    """
 
     FLIP = 0
     JITTER = 1
@@ -115,11 +117,10 @@ class ViewConfig:
 
 def _check(holds: bool, message: str) -> None:
     if not holds:
-        raise UserError(f"views: {message}")
+        raise UserError(f"views.{message}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ViewParameters:
+class ViewParameters(NamedTuple):
     """What is done to an image to make one view.
 
     Attributes:

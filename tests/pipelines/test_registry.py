@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import RunMaker
+from conftest import RunMaker, export_tiny
 
 from pipelines import model_versions, registry
 from pipelines.mlflow_connection import connect
@@ -78,7 +78,7 @@ def test_the_gate(store: str, runs: RunMaker) -> None:
     assert aliases(store) == {"champion": 4, "challenger": 5}
     assert register_run(runs("a", linear=0.5), "m", store).alias is None  # an old one again moves nothing
     assert aliases(store) == {"champion": 4, "challenger": 5}
-    knn = register_run(runs("e", linear=0.1), "other", store, metric="knn20")
+    knn = register_run(runs("e", linear=0.1), "other.one", store, metric="knn20")
     assert "knn20 5.00" in knn.reason
 
 
@@ -129,8 +129,10 @@ def test_pull_gives_the_encoder_that_was_exported(store: str, runs: RunMaker, tm
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in (run / "export").iterdir())
     assert pull_model("models:/m/1", folder, store) == folder  # it is there already
     (folder / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"exists and is not models:/m/1"):
-        pull_model("models:/m/1", folder, store)
+    export_tiny(tmp_path / "other", seed=99)  # whole, but another encoder
+    for occupied in (folder, tmp_path / "other"):
+        with pytest.raises(UserError, match=r"exists and is not models:/m/1"):
+            pull_model("models:/m/1", occupied, store)
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
@@ -143,6 +145,9 @@ def test_a_damaged_artefact_is_not_pulled(store: str, runs: RunMaker, tmp_path: 
     with pytest.raises(UserError, match="damaged"):
         pull_model("models:/m/1", tmp_path / "pulled", store)
     assert not (tmp_path / "pulled").exists()
+    export_tiny(weights.parent, seed=99)  # whole, but another encoder
+    with pytest.raises(UserError, match="damaged"):
+        pull_model("models:/m/1", tmp_path / "pulled", store)
     shutil.rmtree(weights.parent)
     with pytest.raises(OSError, match=r"models|artifact"):
         pull_model("models:/m/1", tmp_path / "pulled", store)
@@ -178,8 +183,9 @@ def test_a_run_that_cannot_be_registered_is_named(store: str, runs: RunMaker) ->
         register_run(run, "m", store)
     with pytest.raises(UserError, match="metric=fine is not in the probe of run a: it has linear, knn20"):
         register_run(runs("a", linear=0.5), "m", store, metric="fine")
-    with pytest.raises(UserError, match="cannot be a model's name"):
-        register_run(runs("a", linear=0.5), "a/b", store)
+    for name in ("a/b", "a b", "a'b", ""):
+        with pytest.raises(UserError, match="cannot be a model's name"):
+            register_run(runs("a", linear=0.5), name, store)
     weights = runs("a", linear=0.5) / "export" / "encoder.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(UserError, match="differs from its checksum"):

@@ -1,0 +1,156 @@
+"""Samples by position: memory-mapped shards, walked once, then each sample is a slice.
+
+A *position* is a sample's index in manifest order: the first shard's samples in tar order, then the second's, and so
+on.
+"""
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_core.data.decode import MAX_PIXELS, DecodeError, Pixels, check_channels, decode
+from ssl_core.data.integrity import LocalShards
+from ssl_core.data.manifest import Manifest, ShardInfo
+from ssl_core.data.quarantine import Quarantine
+from ssl_core.data.tar import Shard, ShardIndex, index_shard, map_shard, read_labels
+from ssl_core.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenShard:
+    """A mapped shard; the map closes when the last one who reads from it lets go."""
+
+    buffer: Shard
+    index: ShardIndex
+    offsets: list[int]
+    ends: list[int]
+
+
+class Reader:
+    """Reads a data set; safe to use from several threads.
+
+    Args:
+        manifest: the data set.
+        channels: what images are decoded to: 1, 3 or 4.
+        max_bad: see `Quarantine`.
+        verify: compare each shard with its checksum when it is first opened.
+        max_pixels: larger images count as unreadable.
+        max_open_shards: how many shards stay mapped.
+        fetch: gives a local path that holds a shard's verified bytes; default: the shard where the manifest says.
+
+    Attributes:
+        quarantine: the samples that did not decode.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        channels: int = 3,
+        max_bad: float | int | None = None,
+        verify: bool = True,
+        max_pixels: int = MAX_PIXELS,
+        max_open_shards: int = 256,
+        fetch: Callable[[ShardInfo], Path] | None = None,
+    ) -> None:
+        check_channels(channels)
+        self.manifest = manifest
+        self.channels = channels
+        self.quarantine = Quarantine(manifest.num_samples, max_bad=max_bad)
+        self._fetch = fetch or LocalShards(root=Path(manifest.root), verify=verify)
+        self._max_pixels = max_pixels
+        self._max_open_shards = max_open_shards
+        self._starts = [0, *accumulate(shard.samples for shard in manifest.shards)]
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._lock = Lock()
+        self._opening = [Lock() for _ in manifest.shards]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the data set."""
+        return self._starts[-1]
+
+    def image(self, position: int) -> Pixels:
+        """The image that a position shows: uint8 [height, width, channels].
+
+        Where the sample does not decode, its position goes into quarantine and shows the next readable sample of its
+        shard; after the last one comes the first.
+
+        Raises:
+            Resumable: the shard's bytes are not what the manifest says.
+            UserError: no sample of the shard decodes.
+        """
+        number, first = self._locate(position)
+        shard = self._shard(number)
+        samples = self.manifest.shards[number].samples
+        for step in range(samples):
+            sample = (position - first + step) % samples
+            if first + sample in self.quarantine:
+                continue
+            try:
+                data = shard.buffer[shard.offsets[sample] : shard.ends[sample]]
+                return decode(data, channels=self.channels, max_pixels=self._max_pixels)
+            except DecodeError as error:
+                reason = f"{self.manifest.shards[number].name}, key {shard.index.keys[sample]}: {error}"
+                self.quarantine.add(first + sample, reason)
+        name = self.manifest.shards[number].name
+        raise UserError(
+            f"shard {name} in {self.manifest.root}: none of its {samples:,} samples decodes: pack the data again"
+        )
+
+    def encoded(self, position: int) -> bytes:
+        """The bytes of a position's own image, as they lie in the shard."""
+        number, first = self._locate(position)
+        shard = self._shard(number)
+        return shard.buffer[shard.offsets[position - first] : shard.ends[position - first]]
+
+    def key(self, position: int) -> str:
+        """A position's key in its shard."""
+        number, first = self._locate(position)
+        return self._shard(number).index.keys[position - first]
+
+    def labels(self) -> NDArray[np.int64]:
+        """The labels of all samples, int64 [samples], by position; -1 where there is none."""
+        if not self.manifest.labelled_samples:
+            return np.full(self.num_samples, -1, dtype=np.int64)
+        opened = ((shard.name, self._shard(number)) for number, shard in enumerate(self.manifest.shards))
+        return np.concatenate([read_labels(shard.buffer, shard.index, name) for name, shard in opened])
+
+    def _locate(self, position: int) -> tuple[int, int]:
+        """The shard of a position, and the position of that shard's first sample."""
+        if not 0 <= position < self._starts[-1]:
+            raise IndexError(f"position {position} of {self._starts[-1]}")
+        number = bisect_right(self._starts, position) - 1
+        return number, self._starts[number]
+
+    def _shard(self, number: int) -> _OpenShard:
+        with self._lock:
+            shard = self._open.get(number)
+            if shard is not None:
+                self._open.move_to_end(number)
+                return shard
+        with self._opening[number]:  # one thread hashes and walks, the others wait for it and not for other shards
+            shard = self._open.get(number) or self._map(self.manifest.shards[number])
+            with self._lock:
+                self._open[number] = shard
+                while len(self._open) > self._max_open_shards:
+                    self._open.popitem(last=False)
+        return shard
+
+    def _map(self, info: ShardInfo) -> _OpenShard:
+        buffer = map_shard(self._fetch(info))
+        index = index_shard(buffer, info.name)
+        if len(index.keys) != info.samples:
+            raise UserError(
+                f"shard {info.name} in {self.manifest.root} has {len(index.keys)} samples, its manifest says "
+                f"{info.samples}: run python -m pipelines.pack index={self.manifest.root}"
+            )
+        offsets = index.image_offsets
+        return _OpenShard(buffer, index, offsets.tolist(), (offsets + index.image_sizes).tolist())

@@ -1,0 +1,173 @@
+"""The command makes, checks and shows data sets, and says in one line what is wrong with what it was given."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipelines.pack import main
+from ssl_core.data.manifest import load_manifest
+from ssl_core.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_PIPELINES_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two class folders of four images each."""
+    for number in range(8):
+        path = tmp_path / "images" / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number * 20, 0, 0)).save(path)
+    return tmp_path / "images"
+
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command; what it printed."""
+
+    def run(*words: str) -> str:
+        main(list(words))
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_images_become_a_data_set_that_can_be_checked_and_shown(images: Path, tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "out"
+    said = run(f"source={images}", f"output={out}", "shard_samples=3")
+    assert "samples     8" in said
+    assert "labels      8 in 2 classes" in said
+    assert said.splitlines()[-1] == (
+        f"next: python -m pipelines.pretrain method=simclr model=resnet_micro data.train={out} name=my-run"
+    )
+    assert "3 shards" in run(f"verify={out}")
+    shown = run(f"show={out}").splitlines()
+    assert "  shard-00002.tar                          2          10,240" in shown
+    assert "  dog                                      4" in shown
+    assert f"  digest      {load_manifest(out).digest}" in shown
+
+
+def test_digits_are_split_by_default(tmp_path: Path, run: Run) -> None:
+    said = run("source=digits", f"output={tmp_path / 'digits'}")
+    train, val = (load_manifest(tmp_path / "digits" / part) for part in ("train", "val"))
+    assert (train.num_samples + val.num_samples, train.channels, train.labelled) == (1797, 1, True)
+    assert val.num_samples == pytest.approx(0.2 * 1797, abs=5)
+    assert f"data.train={tmp_path / 'digits/train'} data.val={tmp_path / 'digits/val'}" in said
+
+
+def test_existing_shards_are_described_in_place_or_elsewhere(tmp_path: Path, run: Run) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    stream = BytesIO()
+    Image.new("L", (300, 200)).save(stream, "JPEG")
+    with tarfile.open(shards / "0.tar", "w") as tar:
+        for name, data in (
+            ("a.jpg", stream.getvalue()),
+            ("a.json", b"{}"),
+            ("a.jpg", b""),
+            ("b.jpg", b"no"),
+            ("c.cls", b"1"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, BytesIO(data))
+    said = run(f"index={shards}", f"output={tmp_path / 'index'}")
+    assert not (shards / "manifest.json").exists()
+    assert load_manifest(tmp_path / "index").root == str(shards)
+    assert f"shards in   {shards}" in said
+    assert "ignored, being neither image nor label: 1 .json" in said
+    assert "1 keys come again in their shard, the first of each stands, such as 0.tar: a" in said
+    assert "1 images are unreadable by their headers, such as 0.tar: b: " in said
+    assert "1 labels have no image" in said
+    assert "model=resnet50" in said
+    run(f"index={shards}", f"output={tmp_path / 'index'}")  # again: the same shards
+    run(f"index={shards}")
+    assert load_manifest(shards).digest == load_manifest(tmp_path / "index").digest
+    shutil.copytree(shards, tmp_path / "others")
+    with pytest.raises(UserError, match=f"already describes the shards in {shards}"):
+        run(f"index={tmp_path / 'others'}", f"output={tmp_path / 'index'}")
+
+
+def test_verify_hashes_every_byte_again(images: Path, tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "out"
+    run(f"source={images}", f"output={out}", "shard_samples=3")
+    path = out / "shard-00001.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"1 of 3 shards .* first shard-00001\.tar"):
+        run(f"verify={out}")
+
+
+def test_what_was_left_out_is_said(images: Path, tmp_path: Path, run: Run) -> None:
+    (images / "cat/0.png").write_bytes(b"no image")
+    said = run(f"source={images}", f"output={tmp_path / 'out'}")
+    assert f"1 images were left out, see {tmp_path / 'out/skipped.txt'}, such as {images / 'cat/0.png'}: " in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give one of source=, index=, verify= and show=, not none"),
+        (["source=a", "index=b"], "not source and index"),
+        (["source={images}"], "output= is missing"),
+        (["source={tmp}/nowhere", "output={tmp}/o"], "nowhere: no such folder"),
+        (["source='pipe:cat /etc/passwd'", "output={tmp}/o"], "pipe:"),
+        (["index=pipe:ls"], "pipe:"),
+        (["verify={tmp}/nowhere"], "nowhere: no such folder"),
+        (["show={images}"], "no manifest"),
+        (["source={images}", "output=s3://bucket/x"], "s3://bucket/x"),
+        (["source={images}", "output={tmp}/o", "shard_samples=0"], "shard_samples=0"),
+        (["source={images}", "output={tmp}/o", "val_fraction=1"], "val_fraction=1"),
+        (["source={images}", "output={tmp}/o", "workers=0"], "workers=0"),
+        (["source={images}", "output={tmp}/o", "labels=all"], "labels=all"),
+        (["source={images}", "output={tmp}/o", "shards=3"], "unknown key shards"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(
+    words: list[str], message: str, images: Path, tmp_path: Path, run: Run
+) -> None:
+    with pytest.raises(UserError) as caught:
+        run(*(word.format(images=images, tmp=tmp_path) for word in words))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+def test_as_a_process(images: Path, tmp_path: Path) -> None:
+    def run(*words: str) -> tuple[int, str, set[str]]:
+        command = [sys.executable, "-X", "importtime", "-m", "pipelines.pack", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = done.stderr.splitlines()
+        imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+        said = done.stdout + "\n".join(line for line in lines if not line.startswith("import time:"))
+        return done.returncode, said, imported
+
+    code, said, imported = run("--help")
+    assert code == 0
+    assert "shard_samples: 1000" in said
+    assert not imported & {"numpy", "torch", "hydra"}
+    code, said, imported = run(f"source={tmp_path / 'nowhere'}", f"output={tmp_path / 'out'}")
+    assert code == 2
+    assert said == f"pack: source={tmp_path / 'nowhere'}: no such folder or .csv file"
+    assert "torch" not in imported
+    code, said, imported = run(f"source={images}", f"output={tmp_path / 'out'}")
+    assert code == 0
+    assert "torch" in imported  # by way of webdataset, which writes the shards
+    code, said, imported = run(f"verify={tmp_path / 'out'}")
+    assert code == 0
+    assert "torch" not in imported
