@@ -1,8 +1,7 @@
 """How fast does one core make SimCLR's two views of an image, decoding included?
 
     python benchmarks/views.py                     synthetic images: 32 × 32 → 32 px, and 500 × 375 → 224 px
-    python benchmarks/views.py <folder of shards>  the images of a folder's tars, to 32 px if they are small, else 224
-    px
+    python benchmarks/views.py <folder of shards>  the images of its tars, to 32 px if they are small, else 224 px
 
 Prints images per second of the bare decode (simplejpeg), of decode and views here, and of torchvision's PIL pipeline with
 the same distribution, and the ratios. Pinned to one core; time is the thread's own processor time, so waiting for others

@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from pipelines.plan import Plan, ProbeData, make_plan, probe_manifests
 from pipelines.run_folder import EXPORT, PROBE_FILE
+from pipelines.worker import keep_freed_memory
 from ssl_core.data.manifest import Manifest
 from ssl_core.probe.labelled import LabelledSet
 from ssl_core.probe.report import ProbeConfig, ProbeReport
@@ -26,31 +28,41 @@ def probe_on_ray(plan: Plan, folder: Path) -> ProbeReport | None:
     return ProbeReport.from_dict(content)
 
 
-def probe_run(plan: Plan, folder: Path) -> ProbeReport:
-    """Probe the exported encoder of a run's folder in this process; the plan names the labelled data."""
+def probe_export(
+    folder: Path, train: Manifest, val: Manifest, config: ProbeConfig, *, say: Callable[[str], None] | None = None
+) -> ProbeReport:
+    """Probe an exported encoder in this process, beside raw pixels and the same architecture with random weights.
+
+    Args:
+        folder: the exported encoder.
+        train: the labelled bank.
+        val: the labelled validation set.
+        config: what is measured; its seed also makes the random encoder.
+        say: is told what is being done.
+    """
     import torch
 
     from ssl_core.export import load_encoder
+    from ssl_core.nn.backbones import build_encoder
     from ssl_core.probe.features import ImageInput, RawPixels
     from ssl_core.probe.report import PRETRAINED, RANDOM_ENCODER, RAW_PIXELS, run_probe
 
-    manifests = probe_manifests(plan)
-    assert manifests is not None, "checked by the caller"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = plan.config.model
-    train, val = (labelled_set(manifest, channels=model.in_chans) for manifest in manifests)
+    loaded = load_encoder(folder)
+    model = loaded.config.model
     encoders = {
         RAW_PIXELS: RawPixels(),
-        RANDOM_ENCODER: plan.random_encoder().to(device),
-        PRETRAINED: load_encoder(folder / EXPORT).encoder.to(device),
+        RANDOM_ENCODER: build_encoder(model, seed=config.seed).to(device),
+        PRETRAINED: loaded.encoder.to(device),
     }
     return run_probe(
         encoders,
-        train,
-        val,
-        probe_config(plan.config.probe, seed=plan.config.seed),
-        image_input=ImageInput(size=model.image_size, mean=plan.mean, std=plan.std),
+        labelled_set(train, channels=model.in_chans),
+        labelled_set(val, channels=model.in_chans),
+        config,
+        image_input=ImageInput(size=model.image_size, mean=loaded.config.mean, std=loaded.config.std),
         device=device,
+        say=say,
     )
 
 
@@ -72,4 +84,9 @@ def _probe(values: dict[str, Any], folder: str) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    return probe_run(make_plan(values), Path(folder)).to_dict()
+    keep_freed_memory()
+    plan = make_plan(values)
+    manifests = probe_manifests(plan)
+    assert manifests is not None, "checked by the driver"
+    config = probe_config(plan.config.probe, seed=plan.config.seed)
+    return probe_export(Path(folder) / EXPORT, *manifests, config).to_dict()

@@ -1,6 +1,6 @@
 """Worker processes that stay for the whole session: importing torch and timm is paid for once, not in every test.
 
-A task is a function of a module that can be imported, called as `function(collectives, *arguments)` in `world` processes
+A task is a function of an importable module, called as `function(collectives, *arguments)` in `world` processes
 that have formed a gloo group for it.
 """
 

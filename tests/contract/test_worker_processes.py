@@ -1,4 +1,4 @@
-"""What workers do together, between real processes: sums, gathers of unequal length, and rows that are hard on the engine."""
+"""What workers do together, between real processes: sums, gathers of unequal length, rows that are hard to gather."""
 
 from typing import Any
 
