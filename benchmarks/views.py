@@ -3,10 +3,10 @@
     python benchmarks/views.py                     synthetic images: 32 × 32 → 32 px, and 500 × 375 → 224 px
     python benchmarks/views.py <folder of shards>  the images of its tars, to 32 px if they are small, else 224 px
 
-Prints images per second of the bare decode (simplejpeg), of decode and views here, and of torchvision's PIL pipeline with
-the same distribution, and the ratios. Pinned to one core; time is the thread's own processor time, so waiting for others
-does not count. Every chunk of images passes all three in turn and gives one ratio; medians over chunks are printed, so
-what else the machine does to caches and clock meets all three alike.
+Prints images per second of the bare decode (simplejpeg), of decode and views here, and of torchvision's PIL pipeline
+with the same distribution, and the ratios. Pinned to one core; time is the thread's own processor time, so waiting for
+others does not count. Every chunk of images passes all three in turn and gives one ratio; medians over chunks are
+printed, so what else the machine does to caches and clock meets all three alike.
 """
 
 import argparse
