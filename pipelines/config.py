@@ -24,18 +24,23 @@ def compose(command: str, overrides: Sequence[str]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     pairs = [_split(override) for override in overrides]
     known = groups_of(command)
     groups = [f"{key}={_checked_option(key, value)}" for key, value in pairs if key in known]
     values = [(key, value) for key, value in pairs if key not in known]
     with initialize_config_module("configs", version_base="1.3"):
-        base = cast(dict[str, Any], OmegaConf.to_container(hydra_compose(command, groups), resolve=False))
-        words = [_hydra_word(key, value, open_mapping=_check_key(key, base)) for key, value in values]
-        try:
-            return cast(dict[str, Any], OmegaConf.to_container(hydra_compose(command, groups + words), resolve=True))
-        except Exception as error:  # Hydra and OmegaConf have a dozen error types without a common base
-            raise UserError(f"cannot read the configuration: {str(error).splitlines()[0]}") from error
+        composed = hydra_compose(command, groups)
+    base = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=False))
+    try:
+        # values are set here, not by Hydra: it takes `model=` for a choice of the group of that name in every command
+        for key, value in values:
+            _check_key(key, base)
+            OmegaConf.update(composed, key, _parsed(key, value), merge=True, force_add=True)
+        return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    except OmegaConfBaseException as error:
+        raise UserError(f"cannot read the configuration: {str(error).splitlines()[0]}") from error
 
 
 def _split(override: str) -> tuple[str, str]:
@@ -68,15 +73,10 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
-def _check_key(key: str, base: Mapping[str, Any]) -> bool:
-    """Whether `key` lies in an open mapping (one that is empty in the YAML: any key may be set below it).
-
-    Raises UserError where the key does not exist.
-    """
+def _check_key(key: str, base: Mapping[str, Any]) -> None:
+    """Raises UserError where the key does not exist; below `arguments` any key may be set, they are another library's."""
     node: Any = base
     for part in key.split("."):
-        if isinstance(node, dict) and not node and node is not base:
-            return True
         if not isinstance(node, dict) or part not in node:
             known = _flatten(base)
             near = get_close_matches(key, known, n=1, cutoff=0.5) or [
@@ -85,7 +85,8 @@ def _check_key(key: str, base: Mapping[str, Any]) -> bool:
             hint = f"did you mean {near[0]}?" if near else "--help lists the keys"
             raise UserError(f"unknown key {key}: {hint}")
         node = cast(dict[str, Any], node)[part]
-    return False
+        if part == "arguments":
+            return
 
 
 def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -99,20 +100,16 @@ def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
-def _hydra_word(key: str, value: str, *, open_mapping: bool) -> str:
-    """The override in Hydra's grammar; a value that Hydra's grammar cannot read is taken as the text it is."""
+def _parsed(key: str, value: str) -> Any:
+    """The value in Hydra's grammar; one that this grammar cannot read is taken as the text it is."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
-    prefix = "++" if open_mapping else ""
     try:
-        parsed = OverridesParser.create().parse_override(f"{prefix}{key}={value}")
-        if not parsed.is_sweep_override():
-            return f"{prefix}{key}={value}"
-    except OverrideParseException:
-        pass
-    quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{prefix}{key}='{quoted}'"
+        parsed = OverridesParser.create().parse_override(f"{key}={value}")
+        return value if parsed.is_sweep_override() else parsed.value()
+    except HydraException:
+        return value
 
 
 def typed(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:

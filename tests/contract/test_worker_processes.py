@@ -40,15 +40,19 @@ def test_every_worker_has_the_sum_and_all_rows_in_order(pool: GlooPool, world: i
     found = pool.run(world, collect)
     blocks = [np.arange(2 * (rank + 1) * 3).reshape(-1, 3) + 100 * rank for rank in range(world)]
     rows = np.concatenate(blocks)
-    assert found == [
-        {
-            "sum": [[sum(10.0**rank for rank in range(world))] * 2] * 2,
-            "in place": True,
-            "rows": rows.tolist(),
-            "flags": (rows[:, 0] % 2 == 0).tolist(),
-            "objects": [{"rank": rank} for rank in range(world)],
-        }
-    ] * world
+    assert (
+        found
+        == [
+            {
+                "sum": [[sum(10.0**rank for rank in range(world))] * 2] * 2,
+                "in place": True,
+                "rows": rows.tolist(),
+                "flags": (rows[:, 0] % 2 == 0).tolist(),
+                "objects": [{"rank": rank} for rank in range(world)],
+            }
+        ]
+        * world
+    )
 
 
 def test_one_process_needs_no_group() -> None:
