@@ -74,7 +74,7 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _check_key(key: str, base: Mapping[str, Any]) -> None:
-    """Raises UserError where the key does not exist; below `arguments` any key may be set, they are another library's."""
+    """Raises UserError where the key does not exist; what lies below `arguments` is another library's."""
     node: Any = base
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
