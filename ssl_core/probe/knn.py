@@ -73,19 +73,31 @@ def knn_predict(bank: Features, queries_QD: Tensor, *, num_classes: int, k: int,
 
 
 def _merged(best: Tensor, similarity: Tensor, first: int, k: int) -> Tensor:
-    """The k best of those so far and a tile's, as ranks: int64 with the similarity above, the reversed index below.
-
-    Ranks order like (similarity, −index) and no two are equal, so what is kept does not depend on tiles or on how a
-    sort treats ties.
-    """
-    bits = (similarity + 0.0).view(torch.int32)  # + 0.0: there is one zero
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()  # floats order like these integers
-    index = torch.arange(first, first + similarity.shape[1], device=similarity.device)
-    ranks = torch.cat([best, (ordered << _INDEX_BITS) + (_INDEX_MASK - index)], 1)
+    """The k best of those so far and of a tile whose rows start at bank index `first`, as ranks: int64 [q, ≤ k]."""
+    index = torch.arange(first, first + similarity.shape[1], device=similarity.device).expand_as(similarity)
+    if similarity.shape[1] <= k:
+        candidates = _ranks(similarity, index)
+    else:
+        values, places = similarity.topk(k + 1, 1)  # on floats, several times faster than ranking the whole tile
+        candidates = _ranks(values[:, :k], first + places[:, :k])
+        # which of equal rows at the edge topk took is its own affair: decide those by rank
+        tied = (values[:, k - 1] == values[:, k]).nonzero()[:, 0]
+        candidates[tied] = _ranks(similarity[tied], index[tied]).topk(k, 1).values
+    ranks = torch.cat([best, candidates], 1)
     return ranks.topk(min(k, ranks.shape[1]), 1).values
 
 
+def _ranks(similarity: Tensor, index: Tensor) -> Tensor:
+    """int64 that order like (similarity, −index): the similarity's bits above, the reversed index below.
+
+    No two are equal, so what is kept does not depend on tiles or on how a sort treats ties.
+    """
+    bits = (similarity + 0.0).view(torch.int32)  # + 0.0: there is one zero
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()  # floats order like these integers
+    return (ordered << _INDEX_BITS) + (_INDEX_MASK - index)
+
+
 def _similarity(ranks: Tensor) -> Tensor:
-    """The similarities that ranks carry: the reverse of `_merged`'s order-keeping map."""
+    """The similarities that ranks carry: the reverse of `_ranks`'s order-keeping map."""
     ordered = (ranks >> _INDEX_BITS).int()
     return torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32)

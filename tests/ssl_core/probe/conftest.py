@@ -1,6 +1,6 @@
-"""A labelled set in memory, easy enough that a classifier learns it and hard enough that it is not perfect."""
+"""Labelled sets in memory, easy enough that a classifier learns them and hard enough that it is not perfect."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,46 +10,43 @@ from ssl_core.probe.labelled import LabelledSet
 
 CLASSES = ("ant", "bee", "cat")
 
+MakeSet = Callable[..., LabelledSet]
 
-@dataclass
+
 class ImagesInMemory:
-    """`LabelledImages` on arrays; counts which positions were read."""
+    """`LabelledImages` on arrays."""
 
-    pixels: list[NDArray[np.uint8]]
-    y: NDArray[np.int64]
-    read: list[int] = field(default_factory=list[int])
+    def __init__(self, pixels: NDArray[np.uint8], y: NDArray[np.int64]) -> None:
+        self._pixels, self._y = pixels, y
 
     @property
     def num_samples(self) -> int:
-        return len(self.pixels)
+        return len(self._pixels)
 
     def labels(self) -> NDArray[np.int64]:
-        return self.y.copy()
+        return self._y.copy()
 
     def image(self, position: int) -> NDArray[np.uint8]:
-        self.read.append(position)
-        return self.pixels[position]
-
-
-def blobs(num_samples: int, *, seed: int, size: int = 8) -> ImagesInMemory:
-    """Noise around one pattern a class."""
-    patterns = np.random.default_rng(0).uniform(90, 166, (len(CLASSES), size, size, 3))
-    random = np.random.default_rng(seed)
-    y = random.integers(0, len(CLASSES), num_samples)
-    pixels = patterns[y] + random.normal(0, 120, (num_samples, size, size, 3))
-    return ImagesInMemory(list(pixels.clip(0, 255).astype(np.uint8)), y)
-
-
-def labelled(images: ImagesInMemory, *, name: str = "set", classes: tuple[str, ...] = CLASSES) -> LabelledSet:
-    """With a digest of the name."""
-    return LabelledSet(images=images, classes=classes, name=name, digest=f"digest of {name}")
+        return self._pixels[position]
 
 
 @pytest.fixture
-def train() -> LabelledSet:
-    return labelled(blobs(300, seed=1), name="train")
+def make_set() -> MakeSet:
+    """`make_set(num_samples, seed=…, name=…, classes=…, labels=…)`: noise around one pattern a class."""
 
+    def make(
+        num_samples: int = 120,
+        *,
+        seed: int = 0,
+        name: str = "set",
+        classes: tuple[str, ...] = CLASSES,
+        labels: list[int] | None = None,
+    ) -> LabelledSet:
+        patterns = np.random.default_rng(0).uniform(90, 166, (len(CLASSES), 8, 8, 3))
+        random = np.random.default_rng(seed)
+        y = random.integers(0, len(CLASSES), num_samples)
+        pixels = (patterns[y] + random.normal(0, 110, (num_samples, 8, 8, 3))).clip(0, 255).astype(np.uint8)
+        shown = y if labels is None else np.asarray(labels, np.int64)
+        return LabelledSet(images=ImagesInMemory(pixels, shown), classes=classes, name=name, digest=f"digest of {name}")
 
-@pytest.fixture
-def val() -> LabelledSet:
-    return labelled(blobs(120, seed=2), name="val")
+    return make
