@@ -16,7 +16,9 @@ from typing import Any
 from ssl_core.collectives import leave_group, start_gloo
 
 Task = Callable[..., Any]
-_TIMEOUT_SECONDS = 60.0
+_PROCESSES = 3
+_TIMEOUT_SECONDS = 120.0  # for a machine with other things to do; a test takes about one
+_GROUP_TIMEOUT_SECONDS = 60.0
 
 
 class TaskFailed(AssertionError):
@@ -24,7 +26,7 @@ class TaskFailed(AssertionError):
 
 
 class GlooPool:
-    """Starts processes when they are first needed; `close` ends them."""
+    """Up to three processes, started when they are first needed; `close` ends them."""
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("spawn")
@@ -36,12 +38,8 @@ class GlooPool:
         Raises:
             TaskFailed: on some worker the function raised, died or did not end.
         """
-        while len(self._workers) < world:
-            ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=serve, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()
-            self._workers.append((process, ours))
+        if not self._workers:
+            self._workers = [self._start() for _ in range(_PROCESSES)]
         address = f"127.0.0.1:{_free_port()}"
         pipes = [pipe for _, pipe in self._workers[:world]]
         for rank, pipe in enumerate(pipes):
@@ -59,6 +57,13 @@ class GlooPool:
             raise TaskFailed("\n".join(said))
         return [value for _, value in answers]
 
+    def _start(self) -> tuple[Any, Connection]:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=serve, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours
+
     def close(self) -> None:
         """End all processes; a later `run` starts new ones."""
         for process, pipe in self._workers:
@@ -72,6 +77,8 @@ def serve(pipe: Connection) -> None:
     """The life of a worker process: take tasks until the pipe closes."""
     import torch
 
+    import ssl_core.methods  # noqa: F401 (before the first task, so that workers meet without waiting long)
+
     torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
     while True:
@@ -80,7 +87,8 @@ def serve(pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            pipe.send(("done", function(start_gloo(rank, world, address, timeout_seconds=20.0), *arguments)))
+            workers = start_gloo(rank, world, address, timeout_seconds=_GROUP_TIMEOUT_SECONDS)
+            pipe.send(("done", function(workers, *arguments)))
         except BaseException:  # noqa: BLE001 (whatever it is, the test's process raises it again)
             pipe.send(("failed", traceback.format_exc()))
         finally:

@@ -1,0 +1,100 @@
+"""A run of each method that is small enough for many tests: its own YAML, but for an encoder of a few thousand weights.
+
+A method joins the contract by being in `METHODS`; what suits it better here (another encoder, narrower heads) goes
+into `OVERRIDES`.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.config import compose, typed
+from ssl_core import rng
+from ssl_core.collectives import Collectives
+from ssl_core.data.loader import LaneLoader, Schedule
+from ssl_core.lanes import Lanes
+from ssl_core.methods import METHODS, build_method
+from ssl_core.nn.backbones import ModelConfig, build_encoder
+from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
+from ssl_core.optim import OptimConfig
+from ssl_core.train.step import Precision, StepConfig, TrainStep
+from ssl_core.views.recipes import CropConfig, CropRecipe
+
+IMAGE_SIZE = 16
+SHARD_SAMPLES = np.asarray([13, 0, 30, 21])
+NUM_LANES, GLOBAL_BATCH = 8, 16
+STEPS_PER_EPOCH = int(SHARD_SAMPLES.sum()) // GLOBAL_BATCH
+TOTAL_STEPS = 6
+SEED = 11
+RESNET = ModelConfig(
+    name="resnet18", image_size=IMAGE_SIZE, stem="cifar", arguments={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny:
+    """What differs from the method's YAML: keys of the command line, and the encoder."""
+
+    overrides: tuple[str, ...] = ()
+    model: ModelConfig = RESNET
+
+
+OVERRIDES: dict[str, Tiny] = {"simclr": Tiny(overrides=("method.projector=[16,8]",))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyRun:
+    """Plain values that any process can build the run from."""
+
+    name: str
+    model: ModelConfig
+    method: Any
+    views: CropConfig
+    optim: OptimConfig
+
+
+@cache
+def tiny_run(name: str) -> TinyRun:
+    """The run of a method."""
+    tiny = OVERRIDES.get(name, Tiny())
+    values = compose("pretrain", [f"method={name}", *tiny.overrides])
+    numbers = {key: value for key, value in values["method"].items() if key != "name"}
+    return TinyRun(
+        name=name,
+        model=tiny.model,
+        method=typed(METHODS[name].config, numbers, "method."),
+        views=typed(CropConfig, {**values["views"], "image_size": IMAGE_SIZE}, "views."),
+        optim=typed(OptimConfig, {**values["optim"], "base_rate": 4.0}, "optim."),
+    )
+
+
+class KeyedImages:
+    """Noise, as a function of the position."""
+
+    def image(self, position: int) -> np.ndarray[Any, Any]:
+        numbers = rng.random_bits(rng.key(0, "test.image", position), 20 * 18 * 3)
+        return (numbers & 255).astype(np.uint8).reshape(20, 18, 3)
+
+
+def build(
+    run: TinyRun, collectives: Collectives, *, precision: Precision = "fp64", micro_batch: int | None = None
+) -> tuple[TrainStep, LaneLoader]:
+    """The step and the batches of one worker."""
+    lanes = Lanes.cut(GLOBAL_BATCH, NUM_LANES, rank=collectives.rank, world=collectives.world)
+    encoder = build_encoder(run.model, seed=SEED)
+    method = build_method(run.name, run.method, encoder=encoder, recipe=CropRecipe.of(run.views), seed=SEED)
+    use_lane_batch_norm(method)  # pyright: ignore[reportArgumentType] (a method is a module)
+    config = StepConfig(
+        total_steps=TOTAL_STEPS,
+        precision=precision,
+        micro_batch=micro_batch,
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.3, 0.25),
+    )
+    device = torch.device("cpu")
+    step = TrainStep(method, config, optim=run.optim, lanes=lanes, collectives=collectives, device=device)
+    schedule = Schedule(shard_samples=SHARD_SAMPLES, seed=SEED, block=20, lanes=lanes)
+    return step, LaneLoader(KeyedImages(), method.recipe, schedule)
