@@ -4,6 +4,7 @@ A task is a function of an importable module, called as `function(collectives, *
 that have formed a gloo group for it.
 """
 
+import importlib
 import multiprocessing
 import os
 import socket
@@ -77,7 +78,7 @@ def serve(pipe: Connection) -> None:
     """The life of a worker process: take tasks until the pipe closes."""
     import torch
 
-    import ssl_core.methods  # noqa: F401 (before the first task, so that workers meet without waiting long)
+    importlib.import_module("ssl_core.methods")  # before the first task, so that workers meet without waiting long
 
     torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)

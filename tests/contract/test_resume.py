@@ -50,7 +50,7 @@ class Interrupted:
 
 
 def attempt(
-    collectives: Collectives, run: TinyRun, folder: Path, number: int, interruption: dict[str, int]
+    collectives: Collectives, run: TinyRun, folder: Path, number: int, interruption: dict[str, Any]
 ) -> LoopResult:
     step, loader = build(run, collectives, precision="fp32")
     context = Interrupted(folder=folder, attempt=number, collectives=collectives, **interruption)
