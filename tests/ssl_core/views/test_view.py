@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 from math import sqrt
 from typing import Any, cast
 
@@ -52,6 +53,32 @@ def test_probabilities_are_those_of_the_config() -> None:
     names = [[name for name, _ in one.colors] for one in parameters]
     assert_share(sum("hue" in one for one in names), 4000, 0.8)
     assert_share(sum("grey" in one for one in names), 4000, 0.2)
+
+
+def test_decisions_are_independent_of_each_other() -> None:
+    made = [
+        (one.flip, len(one.colors) > 1, ("grey", 1.0) in one.colors, one.sigma is not None, one.solarise)
+        for one in drawn(SIMCLR, 4000)
+    ]
+    shares = [0.5, 0.8, 0.2, 0.5, 0.3]
+    for i, j in combinations(range(5), 2):
+        assert_share(sum(one[i] and one[j] for one in made), 4000, shares[i] * shares[j])
+
+
+def test_amounts_are_independent_of_each_other() -> None:
+    made = drawn(replace(EVERYTHING, scale=(0.1, 0.5)), 4000, height=2000, width=2000)
+    numbers = [
+        (
+            *(amount for _, amount in sorted(one.colors)),
+            one.sigma,
+            one.box.height * one.box.width,
+            one.box.top / (2001 - one.box.height),
+            one.box.left / (2001 - one.box.width),
+        )
+        for one in made
+    ]
+    correlations = np.corrcoef(np.array(numbers, np.float64).T)
+    assert np.abs(correlations - np.eye(8)).max() <= 4 / sqrt(4000)
 
 
 def test_probabilities_0_and_1_are_never_and_always() -> None:
