@@ -56,8 +56,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
     os.rename(partial, final)
     _sync(folder)
     # newer ones can only be damaged: they do not count, and the run overtakes them
-    for old in [path for path in all_checkpoints(folder) if path.name <= final.name][keep:]:
-        shutil.rmtree(old)
+    old = [path for path in all_checkpoints(folder) if path.name <= final.name][keep:]
+    for path in (*old, *folder.glob(".partial-*")):
+        shutil.rmtree(path)
     return final
 
 

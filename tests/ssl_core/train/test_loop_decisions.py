@@ -1,0 +1,138 @@
+"""What the loop decides at a step's end: whether to save, to log, to stop, and what unreadable samples do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_engine import NUM_SAMPLES, TOTAL_STEPS, Noise, make_engine
+
+from ssl_core.data.quarantine import Quarantine
+from ssl_core.errors import Resumable
+from ssl_core.train import loop
+from ssl_core.train.checkpoint import all_checkpoints, load_checkpoint, newest_readable
+from ssl_core.train.records import join_parts
+
+
+def saved(folder: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in all_checkpoints(folder / "checkpoints"))
+
+
+class Clock:
+    """`time.monotonic` that moves ten seconds at each look."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 10.0
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        ({"checkpoint_every_steps": 3}, [3, 6, 7]),
+        ({"checkpoint_every_steps": 100}, [7]),
+        ({"checkpoint_every_steps": None, "checkpoint_every_seconds": 3600.0}, [7]),
+    ],
+    ids=["every three", "never but at the end", "an hour"],
+)
+def test_checkpoints_are_due(tmp_path: Path, config: dict[str, Any], steps: list[int]) -> None:
+    assert make_engine(tmp_path).train(keep_checkpoints=10, **config).finished
+    assert saved(tmp_path) == steps
+
+
+def test_checkpoints_are_due_by_the_clock_and_at_the_end_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop.time, "monotonic", Clock())
+    engine = make_engine(tmp_path)
+    engine.train(keep_checkpoints=10, checkpoint_every_steps=None, checkpoint_every_seconds=1e9)
+    assert saved(tmp_path) == [3, 6, 7]
+    assert engine.schedule.steps_per_epoch == 3
+    other = make_engine(tmp_path / "other")
+    other.train(keep_checkpoints=10, checkpoint_every_steps=None, checkpoint_every_seconds=15.0)
+    assert saved(other.folder) == list(range(1, TOTAL_STEPS + 1))
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 3, 6, 7]), (50, [1, 7])])
+def test_metrics_are_logged_now_and_then_and_at_both_ends(tmp_path: Path, every: int, steps: list[int]) -> None:
+    engine = make_engine(tmp_path)
+    engine.train(log_every=every, audit=False)
+    lines = join_parts(tmp_path, "metrics")
+    assert [line["step"] for line in lines] == steps
+    assert lines[-1]["epoch"] == pytest.approx(TOTAL_STEPS / 3)
+    assert {"loss", "learning_rate", "gradient_norm", "images_per_second", "data_wait", "time"} < lines[0].keys()
+    assert lines[0]["learning_rate"] == engine.step.rate(0)
+    assert not (tmp_path / "audit").exists()
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    make_engine(tmp_path).train()
+    before = newest_readable(tmp_path / "checkpoints")[0]
+    engine = make_engine(tmp_path)
+    result = engine.train(attempt=2)
+    assert (result.finished, result.steps) == (True, TOTAL_STEPS)
+    assert engine.method.steps_begun == []
+    assert before is not None
+    assert [line["step"] for line in join_parts(tmp_path, "audit")] == list(range(TOTAL_STEPS))
+    assert [line["step"] for line in join_parts(tmp_path, "metrics")] == list(range(1, TOTAL_STEPS + 1))
+
+
+class Quarantining(Noise):
+    """Lists some positions as unreadable when they are read, as the reader does."""
+
+    def __init__(self, bad: set[int]) -> None:
+        super().__init__()
+        self.bad = bad
+        self.quarantine: Quarantine | None = None
+
+    def image(self, position: int) -> Any:
+        if position in self.bad and self.quarantine is not None:
+            self.quarantine.add(position, "no image")
+        return super().image(position)
+
+
+def test_unreadable_samples_are_kept_in_the_checkpoint_and_known_after_it(tmp_path: Path) -> None:
+    images = Quarantining({3, 20})
+    engine = make_engine(tmp_path, images=images, max_bad=5)
+    images.quarantine = engine.quarantine
+    result = engine.train()
+    assert (result.finished, result.quarantined) == (True, 2)
+    checkpoint = load_checkpoint(all_checkpoints(tmp_path / "checkpoints")[0])
+    assert checkpoint.state["quarantine"] == {"3": "no image", "20": "no image"}
+    resumed = make_engine(tmp_path, max_bad=5)
+    resumed.train(attempt=2)
+    assert resumed.quarantine.snapshot() == {3: "no image", 20: "no image"}
+    assert resumed.quarantine.num_found == 0
+
+
+def test_too_many_unreadable_samples_stop_after_a_saved_step(tmp_path: Path) -> None:
+    images = Quarantining(set(range(NUM_SAMPLES)))
+    engine = make_engine(tmp_path, images=images, max_bad=4)
+    images.quarantine = engine.quarantine
+    with pytest.raises(Resumable, match=r"more than data\.max_bad = 4"):
+        engine.train()
+    (step,) = saved(tmp_path)
+    assert engine.method.steps_begun == list(range(step))
+    images = Quarantining(set())
+    more = make_engine(tmp_path, images=images, max_bad=NUM_SAMPLES)
+    assert more.train(attempt=2).finished
+    assert more.method.steps_begun == list(range(step, TOTAL_STEPS))
+
+
+def test_a_failure_of_the_images_is_the_failure_of_the_run(tmp_path: Path) -> None:
+    engine = make_engine(tmp_path)
+    position = int(engine.loader.batch(4).positions[0, 0])
+    broken = make_engine(tmp_path, images=Noise({position: OSError("the disk is on fire")}))
+    with pytest.raises(OSError, match="the disk is on fire"):
+        broken.train()
+    assert [line["step"] for line in join_parts(tmp_path, "audit")] == broken.method.steps_begun
+
+
+def test_figures_of_an_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop.time, "monotonic", Clock())
+    result = make_engine(tmp_path).train(audit=False, log_every=100, checkpoint_every_steps=100)
+    assert result.seconds > 0
+    assert 0 < result.images_per_second < 1
+    assert result.quarantined == 0
