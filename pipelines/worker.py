@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 
 from pipelines.plan import Plan, checkpoint_interval, make_plan, threads_per_worker
@@ -49,6 +50,7 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
     """Train this worker's lanes from the newest checkpoint on; rank 0 exports the encoder of a finished run."""
     plan = make_plan(job.config, rank=context.collectives.rank, workers=context.collectives.world)
     torch.set_num_threads(threads_per_worker(plan))
+    cv2.setNumThreads(1)  # the loader's threads are its parallelism; OpenCV's own pool would fight the step for cores
     encoder = plan.random_encoder()
     start = Path(job.folder) / INIT / WEIGHTS
     if start.exists():
