@@ -3,7 +3,9 @@
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import numpy as np
@@ -156,6 +158,23 @@ def test_threads_share_a_reader(make_set: MakeSet, make_image: MakeImage) -> Non
             np.testing.assert_array_equal(image, expected[position])
     assert sorted(opened) == ["shard-00000.tar", "shard-00001.tar", "shard-00002.tar"]
     assert sorted(reader.quarantine.snapshot()) == [3, 11]
+
+
+def test_a_shard_is_opened_by_one_thread_while_others_wait(make_set: MakeSet) -> None:
+    manifest = make_set((3,))
+    meeting = Barrier(2)
+    opened: list[str] = []
+
+    def fetch(shard: ShardInfo) -> Path:
+        opened.append(shard.name)
+        with suppress(BrokenBarrierError):
+            meeting.wait(0.5)  # whoever else opens it would be met here
+        return Path(manifest.root) / shard.name
+
+    reader = Reader(manifest, fetch=fetch)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(reader.encoded, (0, 1)))
+    assert opened == ["shard-00000.tar"]
 
 
 def test_the_shared_cifar_shards_read_as_tarfile_reads_them(shared: Path, tmp_path: Path) -> None:
