@@ -3,6 +3,7 @@
 Every mistake is one line that names the key and, where there is one, the nearest right one.
 """
 
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -156,6 +157,8 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
             name: _convert(one, arguments[1], f"{path}.{name}") for name, one in cast(dict[str, Any], value).items()
         }
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UserError(f"{path}={value}: expected a finite number")
         return float(value)
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
@@ -189,5 +192,7 @@ def _convert_sequence(value: Sequence[Any], origin: Any, arguments: tuple[Any, .
 
 
 def _named(hint: Any) -> str:
+    if is_dataclass(hint):
+        return "keys below it"
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))

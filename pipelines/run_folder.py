@@ -108,11 +108,14 @@ def read_record(path: Path) -> RunRecord:
         raise UserError(
             f"there is no run in {path}: python -m pipelines.runs lists the runs of a storage folder"
         ) from error
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path / RUN_FILE} cannot be read: {error}") from error
-    if content.pop("format", None) != FORMAT:
-        raise UserError(f"{path / RUN_FILE} is of another format version")
-    return RunRecord(**content)
+    try:
+        if content.pop("format", None) != FORMAT:
+            raise UserError(f"{path / RUN_FILE} is of another format version")
+        return RunRecord(**content)
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"{path / RUN_FILE} is not the record of a run: {error}") from error
 
 
 def find_run(run: str, storage: str) -> Path:
