@@ -1,6 +1,7 @@
 """The loader: its batches are what order, keys and recipe say, whatever is made ahead, by however many threads."""
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,12 +135,22 @@ def test_a_failure_reaches_the_caller_and_the_threads_end() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
 
 
-def test_a_stream_that_is_left_ends_its_threads() -> None:
-    stream = loader(threads=2).stream(0, 100)
+class SlowImages(NumberedImages):
+    """Images that take a while."""
+
+    def image(self, position: int) -> Pixels:
+        time.sleep(0.01)
+        return super().image(position)
+
+
+def test_a_stream_that_is_left_drops_its_work_and_ends_its_threads() -> None:
+    images = SlowImages()
+    stream = loader(images=images, threads=2, ahead=20).stream(0, 100)
     next(stream)
     assert [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
     stream.close()  # pyright: ignore[reportAttributeAccessIssue] (an Iterator that is a generator)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+    assert len(images.asked) < 10 * 12
 
 
 @pytest.mark.usefixtures("untouched_generators")

@@ -61,22 +61,38 @@ def test_any_number_of_workers_sees_the_same(cut: dict[str, Any], data: st.DataO
     assert np.array_equal(np.concatenate(parts), whole[step])
 
 
+def parts_read_before_the_next(shard_of: Ints) -> list[int]:
+    """Lengths of the pieces of a sequence whose shards occur in no other piece."""
+    last = {shard: place for place, shard in enumerate(shard_of.tolist())}
+    ends: list[int] = []
+    open_until = 0
+    for place, shard in enumerate(shard_of.tolist()):
+        open_until = max(open_until, last[shard])
+        if place == open_until:
+            ends.append(place + 1)
+    return [end - start for start, end in pairwise([0, *ends])]
+
+
 @settings(max_examples=40)
 @given(cut=cuts())
 def test_a_block_is_whole_shards_and_is_read_before_the_next(cut: dict[str, Any]) -> None:
     sizes: Ints = cut["shard_samples"]
     lanes: dict[str, Any] = {**cut, "num_lanes": 1, "lane_size": int(sizes.sum())}
-    sequence = whole_epoch(lanes).ravel()
-    shard_of = np.repeat(np.arange(len(sizes)), sizes)[sequence]
-    last = {shard: place for place, shard in enumerate(shard_of.tolist())}
-    first = {shard: place for place, shard in reversed(list(enumerate(shard_of.tolist())))}
-    ends = [
-        place + 1 for place in range(len(sequence)) if all(last[one] <= place for one in first if first[one] <= place)
-    ]
-    parts = list(pairwise([0, *ends]))
-    most_shards = EpochOrder(**lanes, epoch=0).shards_per_block()
-    assert max(len(set(shard_of[start:end].tolist())) for start, end in parts) <= most_shards
-    assert max(end - start for start, end in parts) < 2 * cut["block"] + int(sizes.max())
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)[whole_epoch(lanes).ravel()]
+    lengths = parts_read_before_the_next(shard_of)
+    assert max(lengths) < 2 * cut["block"] + int(sizes.max())
+    parts = np.split(shard_of, np.cumsum(lengths)[:-1])
+    most_shards = max(len(set(part.tolist())) for part in parts)
+    assert most_shards <= EpochOrder(**lanes, epoch=0).shards_per_block()
+
+
+@pytest.mark.parametrize(
+    ("block", "lengths"),
+    [(1, [100] * 8), (100, [100] * 8), (101, [200] * 4), (250, [300, 500]), (401, [800]), (10**6, [800])],
+)
+def test_blocks_are_as_many_whole_shards_as_it_takes(block: int, lengths: list[int]) -> None:
+    cut = {"shard_samples": np.full(8, 100), "seed": 2, "num_lanes": 1, "lane_size": 800, "block": block}
+    assert parts_read_before_the_next(whole_epoch(cut).ravel() // 100) == lengths
 
 
 def test_epochs_differ_in_order_and_in_tail() -> None:

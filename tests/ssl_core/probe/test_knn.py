@@ -89,10 +89,16 @@ def test_a_bank_smaller_than_k_votes_as_a_whole() -> None:
     assert knn.knn_predict(bank, drawn(3, seed=4), num_classes=2, k=200, temperature=100.0).tolist() == [1, 1, 1]
 
 
-def test_of_equal_votes_the_lower_class_wins_and_small_temperatures_do_not_overflow() -> None:
+def test_of_equal_votes_the_lower_class_wins() -> None:
     bank = Features(x=torch.tensor([[1.0, 0.0], [1.0, 0.0]]), y=torch.tensor([2, 1]))
     query = torch.tensor([[3.0, 0.0]])
-    assert knn.knn_predict(bank, query, num_classes=3, k=2, temperature=1e-4).tolist() == [1]
+    assert knn.knn_predict(bank, query, num_classes=3, k=2, temperature=0.1).tolist() == [1]
+
+
+def test_a_small_temperature_does_not_overflow() -> None:
+    bank = Features(x=torch.tensor([[1.0, 1.0], [1.0, 0.0]]), y=torch.tensor([0, 1]))
+    query = torch.tensor([[3.0, 0.0]])
+    assert knn.knn_predict(bank, query, num_classes=2, k=2, temperature=1e-5).tolist() == [1]
 
 
 def test_a_row_of_zeros_is_unlike_everything() -> None:
