@@ -137,6 +137,7 @@ class Plan:
         train = self.config.train
         return StepConfig(
             total_steps=self.total_steps,
+            seed=self.config.seed,
             precision=train.precision,
             micro_batch=train.micro_batch,
             compile=train.compile,
@@ -213,9 +214,10 @@ def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None 
     name = config.method.get("name")
     if name not in METHODS:
         raise UserError(f"unknown method.name={name}: known are {', '.join(METHODS)}")
-    numbers = {key: value for key, value in config.method.items() if key != "name"}
+    entry = METHODS[cast(str, name)]
+    method = typed(entry.config, {key: value for key, value in config.method.items() if key != "name"}, "method.")
     image_size = config.views.get("image_size") or model.image_size
-    views = {**config.views, "image_size": image_size, "channels": model.in_chans}
+    views = {**entry.view_values(method, config.views), "image_size": image_size, "channels": model.in_chans}
     return Plan(
         values=mapping,
         config=config,
@@ -224,7 +226,7 @@ def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None 
         schedule=schedule,
         total_steps=_total_steps(train, schedule),
         views=typed(CropConfig, views, "views."),
-        method=typed(METHODS[cast(str, name)].config, numbers, "method."),
+        method=method,
         mean=mean,
         std=std,
     )

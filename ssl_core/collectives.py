@@ -46,6 +46,32 @@ class Collectives:
         dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
+    def exchange_rows(self, x: Tensor, order: Tensor, counts: Sequence[int]) -> Tensor:
+        """Regroup the rows of all workers: row i of the result, over all workers, is row `order[i]` of the input.
+
+        Args:
+            x: this worker's rows [counts[rank], …], no graph.
+            order: int64 [sum(counts)], a permutation, the same on every worker.
+            counts: rows of each worker, before and after.
+
+        Returns:
+            [counts[rank], …]; every row crossed between workers at most once.
+        """
+        wanted = order.split(list(counts))
+        if self.world == 1:
+            return x[order]
+        starts = [sum(counts[:rank]) for rank in range(self.world + 1)]
+        owner = torch.bucketize(order, torch.tensor(starts[1:], device=order.device), right=True).split(list(counts))
+        parts = [rows[ranks == self.rank] - starts[self.rank] for rows, ranks in zip(wanted, owner, strict=True)]
+        here = owner[self.rank]
+        received = [int((here == rank).sum()) for rank in range(self.world)]
+        sent = x[torch.cat(parts)].contiguous()
+        found = torch.empty_like(sent)
+        dist.all_to_all_single(found, sent, received, [len(part) for part in parts])
+        result = torch.empty_like(sent)
+        result[here.argsort(stable=True)] = found
+        return result
+
     def gather_objects(self, value: Any) -> list[Any]:
         """Every worker's (small) value in rank order, on every worker."""
         if self.world == 1:

@@ -19,17 +19,25 @@ class LaneBatch:
     epoch: int
     positions: np.ndarray  # int64 [L, b]: scheduled positions in manifest order
     groups: Mapping[str, np.ndarray]  # a view group's name → uint8 [L, V, b, H, W, K]
+    shuffled_slots: np.ndarray | None = None  # int64 [L, b]: the samples of the group "shuffled", if there is one
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewBatch:
     """What a method embeds: whole lanes, as normalised images on the device."""
 
-    images: Mapping[str, Tensor]  # a view group's name → float [L · V · b, K, H, W]
+    images: Mapping[str, Tensor]  # a view group's name → float [L · V · b, K, H, W]; "shuffled" → [L · b, K, H, W]
     positions: Tensor  # int64 [L · b]
     num_lanes: int
     step: int
     epoch: int
+    seed: int = 0
+    shuffled_slots: Tensor | None = None  # int64 [L · b]: which sample of the global batch each "shuffled" row shows
+
+    def view(self, group: str, number: int) -> Tensor:
+        """One view of every sample: [L · b, K, H, W]."""
+        images, views = self.images[group], self.views(group)
+        return images.unflatten(0, (self.num_lanes, views, -1))[:, number].flatten(0, 1)
 
     def views(self, group: str) -> int:
         """V: views a sample has in this group."""

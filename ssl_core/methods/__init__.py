@@ -1,6 +1,6 @@
 """The methods, by name; a new one is a file, a line here, a YAML and a row in the documentation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,22 @@ from ssl_core.methods.simclr import SimCLR, SimCLRConfig
 from ssl_core.nn.backbones import Encoder
 
 
+def _no_defaults(config: Any) -> Mapping[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodEntry:
-    """A method's class and the dataclass of its numbers."""
+    """A method's class, the dataclass of its numbers, and the keys below `views` that follow from them where null."""
 
     build: Callable[..., Method]
     config: type[Any]
+    views: Callable[[Any], Mapping[str, Any]] = _no_defaults
+
+    def view_values(self, config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys below `views`, with what follows from the method's numbers."""
+        given = {key: value for key, value in values.items() if value is not None}
+        return {**values, **self.views(config), **given}
 
 
 METHODS: dict[str, MethodEntry] = {

@@ -38,6 +38,11 @@ class Method(Protocol):
     """What is exported and probed."""
     recipe: Recipe
     """How a sample becomes views."""
+    per_sample: bool
+    """Whether `loss` is a mean over samples: then nothing is gathered and micro-batches simply accumulate."""
+    shuffled_view: int | None
+    """View of the group "views" that `embed` also gets as "shuffled": its samples regrouped across the lanes of all
+    workers by a permutation keyed by (seed, step), as MoCo's keys are; None where nothing is regrouped."""
 
     def embed(self, batch: ViewBatch) -> Mapping[str, Tensor]:
         """Rows of these lanes, by name.
@@ -55,7 +60,7 @@ class Method(Protocol):
         """This worker's part of the loss: the sum of the parts over workers is the loss of the global batch.
 
         A sum over own rows does this by itself; a statistic of the whole batch (Barlow Twins) is weighted by the
-        worker's share of rows.
+        worker's share of rows. A method that is `per_sample` is shown some lanes as if they were the whole batch.
         """
         ...
 

@@ -32,6 +32,9 @@ class SimCLRConfig:
 class SimCLR(nn.Module):
     """Encoder, projector and NT-Xent; one view group of two views."""
 
+    per_sample = False
+    shuffled_view: int | None = None
+
     def __init__(self, config: SimCLRConfig, *, encoder: Encoder, recipe: Recipe) -> None:
         super().__init__()
         self.encoder = encoder

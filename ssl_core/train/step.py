@@ -6,18 +6,20 @@ through its own graph.
 
 Gradient caching (Gao et al., arXiv 2101.06983) is the same walk in two passes: embed all chunks without graph, take the
 gradient with respect to the rows, embed chunk by chunk with graph and push the slice that belongs to it. A chunk is
-whole lanes, so BatchNorm by lanes does not notice; keyed randomness makes the second pass equal to the first.
+whole lanes, so BatchNorm by lanes does not notice; keyed randomness makes the second pass equal to the first. A loss
+that is a mean over samples needs none of this: each chunk's share is pushed back at once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssl_core import rng
 from ssl_core.collectives import Collectives
 from ssl_core.errors import Resumable
 from ssl_core.lanes import Lanes
@@ -35,6 +37,7 @@ class StepConfig:
     """How a step is computed."""
 
     total_steps: int
+    seed: int = 0
     precision: Precision = "fp32"
     micro_batch: int | None = None
     compile: bool = False
@@ -111,6 +114,10 @@ class TrainStep:
         return learning_rate(self._optim, step=step, total_steps=total, global_batch=batch)
 
     def _forward_backward(self, batch: LaneBatch) -> tuple[Tensor, GlobalRows, Tensor | None]:
+        if self._method.shuffled_view is not None:
+            batch = self._with_shuffled_view(batch, self._method.shuffled_view)
+        if self._method.per_sample:
+            return self._accumulate(batch)
         embedded: list[dict[str, Tensor]] = []
         statistics: list[Tensor] = []
         for chunk in self._chunks:
@@ -126,6 +133,32 @@ class TrainStep:
             torch.autograd.backward([own[name] for name in gradients], list(gradients.values()))
         gathered = self._gather(torch.cat(statistics), 1) if statistics else None
         return loss, rows, gathered
+
+    def _accumulate(self, batch: LaneBatch) -> tuple[Tensor, GlobalRows, Tensor | None]:
+        """A mean over samples, chunk by chunk: a chunk's loss weighs as much as its share of the lanes."""
+        total = torch.zeros((), dtype=self._dtype, device=self._device)
+        statistics: list[Tensor] = []
+        for chunk in self._chunks:
+            part = {name: _accurate(row) for name, row in self._embed_chunk(batch, chunk, record=True).items()}
+            if self._norms:
+                statistics.append(take_statistics(self._norms, len(chunk)))
+            rows = GlobalRows(rows=part, num_lanes=len(chunk), own_lanes=range(len(chunk)))
+            loss = self._method.loss(rows) * (len(chunk) / self._lanes.count)
+            loss.backward()
+            total += loss.detach()
+        return total, self._global_rows({}), self._gather(torch.cat(statistics), 1) if statistics else None
+
+    def _with_shuffled_view(self, batch: LaneBatch, view: int) -> LaneBatch:
+        """The batch with one more group: a view of every sample, regrouped across all lanes."""
+        counts = [count * self._lanes.size for count in self._lanes.counts]
+        bits = rng.random_bits(rng.key(self._config.seed, "shuffle", batch.step), self._lanes.global_batch)
+        order = torch.from_numpy(np.argsort(bits, kind="stable"))
+        pixels = torch.from_numpy(np.ascontiguousarray(batch.groups["views"][:, view]))
+        own = pixels.flatten(0, 1).to(self._device)
+        mine = self._collectives.exchange_rows(own, order.to(self._device), counts).cpu().numpy()
+        groups = {**batch.groups, "shuffled": mine.reshape(len(batch.positions), 1, *batch.groups["views"].shape[2:])}
+        slots = order.split(counts)[self._lanes.rank].view(batch.positions.shape).numpy()
+        return replace(batch, groups=groups, shuffled_slots=slots)
 
     def _push_by_chunk(self, batch: LaneBatch, gradients: Mapping[str, Tensor]) -> None:
         """Second pass of gradient caching: embed each chunk with graph and push its slice of the rows' gradient."""
@@ -150,7 +183,16 @@ class TrainStep:
         lanes = slice(chunk.start, chunk.stop)
         images = {name: self._normalised(pixels[lanes]) for name, pixels in batch.groups.items()}
         positions = torch.from_numpy(batch.positions[lanes].ravel()).to(self._device)
-        return ViewBatch(images=images, positions=positions, num_lanes=len(chunk), step=batch.step, epoch=batch.epoch)
+        slots = batch.shuffled_slots
+        return ViewBatch(
+            images=images,
+            positions=positions,
+            num_lanes=len(chunk),
+            step=batch.step,
+            epoch=batch.epoch,
+            seed=self._config.seed,
+            shuffled_slots=None if slots is None else torch.from_numpy(slots[lanes].ravel()).to(self._device),
+        )
 
     def _normalised(self, pixels: np.ndarray) -> Tensor:
         """uint8 [L, V, b, H, W, K] to standardised float [L · V · b, K, H, W], channels last in memory."""

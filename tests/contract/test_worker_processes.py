@@ -68,6 +68,8 @@ class HardRows(nn.Module):
     """Two rows whose gradients autograd shares, one whose gradient has no memory of its own, a target, and numbers."""
 
     recipe: Any = None
+    per_sample = False
+    shuffled_view: int | None = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -62,11 +62,13 @@ def tiny_run(name: str) -> TinyRun:
     tiny = OVERRIDES.get(name, Tiny())
     values = compose("pretrain", [f"method={name}", *tiny.overrides])
     numbers = {key: value for key, value in values["method"].items() if key != "name"}
+    method = typed(METHODS[name].config, numbers, "method.")
+    views = {**METHODS[name].view_values(method, values["views"]), "image_size": IMAGE_SIZE}
     return TinyRun(
         name=name,
         model=tiny.model,
-        method=typed(METHODS[name].config, numbers, "method."),
-        views=typed(CropConfig, {**values["views"], "image_size": IMAGE_SIZE}, "views."),
+        method=method,
+        views=typed(CropConfig, views, "views."),
         optim=typed(OptimConfig, {**values["optim"], "base_rate": 4.0}, "optim."),
     )
 
@@ -89,6 +91,7 @@ def build(
     use_lane_batch_norm(method)  # pyright: ignore[reportArgumentType] (a method is a module)
     config = StepConfig(
         total_steps=TOTAL_STEPS,
+        seed=SEED,
         precision=precision,
         micro_batch=micro_batch,
         mean=(0.5, 0.4, 0.3),

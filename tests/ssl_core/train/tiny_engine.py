@@ -30,6 +30,8 @@ class Linear(nn.Module):
     """Pulls its rows towards a target that follows them: a method with a state of its own."""
 
     recipe: Any = None
+    per_sample = False
+    shuffled_view: int | None = None
     centre: Tensor
 
     def __init__(self) -> None:
