@@ -79,6 +79,57 @@ def nt_xent(a: Tensor, b: Tensor, *, temperature: float = 0.1) -> Tensor:
     return nt_xent_partial(rows, positive, own=slice(0, len(rows)), temperature=temperature) / len(rows)
 
 
+class _TiledInfoNCE(torch.autograd.Function):
+    """Sum over rows of −log softmax of the positive among it and the others; gradient with respect to q alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_OD: Tensor, k_OD: Tensor, others_KD: Tensor, column_O: Tensor | None, temperature: float
+    ) -> Tensor:
+        tile = max(1, _TILE_ELEMENTS // len(others_KD))
+        total = q_OD.new_zeros(())
+        gradient_OD = torch.empty_like(q_OD)
+        for start in range(0, len(q_OD), tile):
+            mine = slice(start, start + tile)
+            s_TK = (q_OD[mine] @ others_KD.T).div_(temperature)
+            if column_O is not None:
+                s_TK[torch.arange(len(s_TK), device=s_TK.device), column_O[mine]] = -torch.inf
+            positive_T = (q_OD[mine] * k_OD[mine]).sum(1) / temperature
+            log_sum_T = torch.logaddexp(s_TK.logsumexp(1), positive_T)
+            total += (log_sum_T - positive_T).sum()
+            probability_TK = s_TK.sub_(log_sum_T[:, None]).exp_()
+            gradient_TD = (positive_T - log_sum_T).expm1_()[:, None] * k_OD[mine]
+            gradient_OD[mine] = gradient_TD.addmm_(probability_TK, others_KD) / temperature
+        ctx.save_for_backward(gradient_OD)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator)
+        (gradient_OD,) = ctx.saved_tensors
+        return gradient_OD * grad_outputs[0], None, None, None, None
+
+
+def info_nce_partial(
+    q: Tensor, k: Tensor, others: Tensor, *, temperature: float, positive_column: Tensor | None = None
+) -> Tensor:
+    """InfoNCE (MoCo, arXiv 1911.05722, eq. 1) of some queries: the sum over them; no gradient reaches k or others.
+
+    Args:
+        q: queries [O, D], normalised here.
+        k: the keys of the same samples [O, D], normalised here.
+        others: negatives [K, D], normalised here.
+        temperature: τ > 0.
+        positive_column: int64 [O], the row of `others` that is the query's own key and therefore no negative; None
+            where `others` (a queue) holds none.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        q_OD = F.normalize(_accurate(q), dim=1)
+        k_OD = F.normalize(_accurate(k.detach()), dim=1)
+        others_KD = F.normalize(_accurate(others.detach()), dim=1)
+        return _TiledInfoNCE.apply(q_OD, k_OD, others_KD, positive_column, temperature)
+
+
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = 0.07) -> Tensor:
     """InfoNCE with a queue (MoCo, arXiv 1911.05722, eq. 1), mean over N; no gradient reaches `k` or `queue`.
 
@@ -88,10 +139,4 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = 0.07) 
         queue: negatives [K, D], normalised here.
         temperature: τ > 0.
     """
-    with torch.autocast(q.device.type, enabled=False):
-        q_ND = F.normalize(_accurate(q), dim=1)
-        k_ND = F.normalize(_accurate(k.detach()), dim=1)
-        queue_KD = F.normalize(_accurate(queue.detach()), dim=1)
-        positive_N1 = (q_ND * k_ND).sum(1, keepdim=True)
-        logits = torch.cat([positive_N1, q_ND @ queue_KD.T], 1) / temperature
-        return (logits.logsumexp(1) - logits[:, 0]).mean()
+    return info_nce_partial(q, k, queue, temperature=temperature) / len(q)

@@ -9,6 +9,9 @@ import torch
 from ssl_core import rng
 from ssl_core.data.loader import Recipe
 from ssl_core.methods.base import Method
+from ssl_core.methods.mae import MAE, MAEConfig
+from ssl_core.methods.moco import MoCo, MoCoConfig, moco_views
+from ssl_core.methods.moco_v3 import MoCoV3, MoCoV3Config
 from ssl_core.methods.simclr import SimCLR, SimCLRConfig
 from ssl_core.nn.backbones import Encoder
 
@@ -33,6 +36,9 @@ class MethodEntry:
 
 METHODS: dict[str, MethodEntry] = {
     "simclr": MethodEntry(build=SimCLR, config=SimCLRConfig),
+    "moco": MethodEntry(build=MoCo, config=MoCoConfig, views=moco_views),
+    "moco_v3": MethodEntry(build=MoCoV3, config=MoCoV3Config),
+    "mae": MethodEntry(build=MAE, config=MAEConfig),
 }
 
 

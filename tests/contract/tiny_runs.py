@@ -42,7 +42,18 @@ class Tiny:
     model: ModelConfig = RESNET
 
 
-OVERRIDES: dict[str, Tiny] = {"simclr": Tiny(overrides=("method.projector=[16,8]",))}
+VIT = ModelConfig(
+    name="vit_tiny_patch16_224",
+    image_size=IMAGE_SIZE,
+    arguments={"patch_size": 4, "depth": 2, "num_heads": 2, "embed_dim": 16, "global_pool": "avg"},
+)
+OVERRIDES: dict[str, Tiny] = {
+    "simclr": Tiny(overrides=("method.projector=[16,8]",)),
+    "moco": Tiny(overrides=("method.projector=[16,8]", "method.queue=37", "method.momentum=0.9")),
+    # SGD: BatchNorm over a lane of two gives ±1 whatever it sees; Adam would turn that gradient's rounding into steps
+    "moco_v3": Tiny(overrides=("method.projector=[16,16,8]", "method.predictor=[16,8]", "optim.name=sgd"), model=VIT),
+    "mae": Tiny(overrides=("method.decoder_width=16", "method.decoder_depth=1", "method.decoder_heads=2"), model=VIT),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_core.losses import contrastive, info_nce, nt_xent, nt_xent_partial
+from ssl_core.losses import contrastive, info_nce, info_nce_partial, nt_xent, nt_xent_partial
 
 TEMPERATURES = [0.01, 0.07, 0.5, 1.0]
 
@@ -203,3 +203,31 @@ def test_info_nce_is_differentiated_exactly() -> None:
         return info_nce(q, k, draws(5, 3, seed=2), temperature=0.2)
 
     assert torch.autograd.gradcheck(loss, (q.requires_grad_(),))
+
+
+@pytest.mark.parametrize("tile", [1, 3, 1 << 21])
+@pytest.mark.parametrize("own_column", [False, True])
+def test_info_nce_streams_what_the_equation_says(monkeypatch: pytest.MonkeyPatch, own_column: bool, tile: int) -> None:
+    monkeypatch.setattr("ssl_core.losses.contrastive._TILE_ELEMENTS", tile * 11)
+    torch.manual_seed(0)
+    q = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    k, others = torch.randn(7, 5).double(), torch.randn(11, 5).double()
+    column = torch.arange(2, 9) if own_column else None
+    if own_column:
+        others[2:9] = k
+    dense_q = q.detach().clone().requires_grad_()
+    unit = torch.nn.functional.normalize
+    similarity = unit(dense_q) @ unit(others).T / 0.1
+    positive = (unit(dense_q) * unit(k)).sum(1) / 0.1
+    negatives = [[j for j in range(11) if not own_column or j != i + 2] for i in range(7)]
+    dense = sum(
+        torch.cat([positive[i : i + 1], similarity[i, negatives[i]]]).logsumexp(0) - positive[i] for i in range(7)
+    )
+    assert isinstance(dense, torch.Tensor)
+    dense.backward()
+    loss = info_nce_partial(q, k, others, temperature=0.1, positive_column=column)
+    loss.backward()
+    assert torch.allclose(loss, dense, rtol=1e-12)
+    assert q.grad is not None
+    assert dense_q.grad is not None
+    assert torch.allclose(q.grad, dense_q.grad, rtol=1e-10, atol=1e-14)

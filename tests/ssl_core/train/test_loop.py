@@ -27,6 +27,15 @@ from ssl_core.views.recipes import recipe
 
 PIXELS, STEPS, SAMPLES = 12, 9, 50  # 50 samples, batches of 16: three steps an epoch and a tail of two
 
+RESNET = ModelConfig(
+    name="resnet18", image_size=PIXELS, stem="cifar", arguments={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
+)
+VIT = ModelConfig(
+    name="vit_tiny_patch16_224",
+    image_size=PIXELS,
+    arguments={"patch_size": 4, "depth": 1, "num_heads": 2, "embed_dim": 16, "global_pool": "avg"},
+)
+
 
 class Broken(RuntimeError):
     """The fault of a test."""
@@ -52,9 +61,8 @@ def attempt(
 ) -> tuple[LoopResult, TrainStep]:
     """One attempt of the same run."""
     lanes = Lanes.cut(16, 4)
-    arguments = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
-    encoder = build_encoder(ModelConfig(name="resnet18", image_size=PIXELS, stem="cifar", arguments=arguments))
-    views = recipe("simclr", image_size=PIXELS)
+    encoder = build_encoder(VIT if name == "mae" else RESNET)
+    views = recipe("simclr", image_size=PIXELS, views=1 if name == "mae" else 2)
     method = build_method(name, METHODS[name].config(), encoder=encoder, recipe=views, seed=0)
     use_lane_batch_norm(as_module(method))
     step = TrainStep(

@@ -1,0 +1,24 @@
+"""MAE's loss against a loop over patches."""
+
+import pytest
+import torch
+
+from ssl_core.losses import masked_patch_error
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_is_the_mean_over_hidden_patches(normalised: bool) -> None:
+    torch.manual_seed(0)
+    predicted, target = torch.randn(2, 5, 7).double(), torch.randn(2, 5, 7).double()
+    masked = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 1]])
+    expected: list[float] = []
+    for sample in range(2):
+        errors: list[float] = []
+        for patch in range(5):
+            pixels = target[sample, patch]
+            if normalised:
+                pixels = (pixels - pixels.mean()) / (pixels.var() + 1e-6).sqrt()
+            if masked[sample, patch]:
+                errors.append(float(((predicted[sample, patch] - pixels) ** 2).mean()))
+        expected.append(sum(errors) / len(errors))
+    assert masked_patch_error(predicted, target, masked, normalised=normalised).tolist() == pytest.approx(expected)
