@@ -17,7 +17,7 @@ from typing import Any
 from ssl_core.collectives import leave_group, start_gloo
 
 Task = Callable[..., Any]
-_PROCESSES = 3
+_PROCESSES = 4
 _TIMEOUT_SECONDS = 120.0  # for a machine with other things to do; a test takes about one
 _GROUP_TIMEOUT_SECONDS = 60.0
 
@@ -27,7 +27,7 @@ class TaskFailed(AssertionError):
 
 
 class GlooPool:
-    """Up to three processes, started when they are first needed; `close` ends them."""
+    """Up to four processes, started when they are first needed; `close` ends them."""
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("spawn")

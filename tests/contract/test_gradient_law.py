@@ -102,7 +102,8 @@ def alone() -> Callable[[str, Precision], Trained]:
 
 
 @pytest.mark.parametrize(
-    ("world", "micro_batch"), [(1, LANE), (1, 3 * LANE), (2, None), (2, 2 * LANE), (3, None), (3, LANE), (3, 2 * LANE)]
+    ("world", "micro_batch"),
+    [(1, LANE), (1, 3 * LANE), (2, None), (2, 2 * LANE), (3, None), (3, LANE), (3, 2 * LANE), (4, None)],
 )
 @pytest.mark.parametrize("name", METHODS)
 def test_gradient_and_weights_are_those_of_one_process(

@@ -93,7 +93,12 @@ class KeyedImages:
 
 
 def build(
-    run: TinyRun, collectives: Collectives, *, precision: Precision = "fp64", micro_batch: int | None = None
+    run: TinyRun,
+    collectives: Collectives,
+    *,
+    precision: Precision = "fp64",
+    micro_batch: int | None = None,
+    total_steps: int = TOTAL_STEPS,
 ) -> tuple[TrainStep, LaneLoader]:
     """The step and the batches of one worker."""
     lanes = Lanes.cut(GLOBAL_BATCH, NUM_LANES, rank=collectives.rank, world=collectives.world)
@@ -101,7 +106,7 @@ def build(
     method = build_method(run.name, run.method, encoder=encoder, recipe=CropRecipe.of(run.views), seed=SEED)
     use_lane_batch_norm(method)  # pyright: ignore[reportArgumentType] (a method is a module)
     config = StepConfig(
-        total_steps=TOTAL_STEPS,
+        total_steps=total_steps,
         seed=SEED,
         precision=precision,
         micro_batch=micro_batch,
