@@ -10,6 +10,7 @@ from ssl_core.data.quarantine import Quarantine
 from ssl_core.errors import Resumable
 from ssl_core.train.checkpoint import Checkpoint, newest_readable, save_checkpoint
 from ssl_core.train.context import RunContext
+from ssl_core.train.health import CollapseWatch, measure
 from ssl_core.train.records import Record, audit_line
 from ssl_core.train.step import TrainStep
 from ssl_core.types import LaneBatch
@@ -28,6 +29,8 @@ class LoopConfig:
     checkpoint_every_seconds: float | None = 600.0
     keep_checkpoints: int = 2
     log_every: int = 10
+    health_every: int = 50
+    health_samples: int = 128
     audit: bool = False
     identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -57,6 +60,7 @@ def train(
     records = _Records(config, context, first)
     for complaint in complaints:
         records.event(first, complaint)
+    watch = CollapseWatch()
     done, stopped = first, False
     try:
         for batch in meter.waiting(loader.stream(first, config.total_steps)):
@@ -71,11 +75,17 @@ def train(
             meter.step_done()
             if config.audit:
                 records.audit(audit_line(batch, result.loss, context.collectives))
-            if done % config.log_every == 0 or done in (first + 1, config.total_steps) or stopped:
+            health: dict[str, float] = {}
+            if done % config.health_every == 0 or done == config.total_steps:
+                health = measure(step.features(batch, samples=config.health_samples))
+                if complaint := watch.complaint(health):
+                    records.event(done, complaint)
+            if health or done % config.log_every == 0 or done == first + 1 or stopped:
                 values = {
                     "loss": result.loss,
                     "learning_rate": step.rate(batch.step),
                     "gradient_norm": result.gradient_norm,
+                    **health,
                 }
                 records.metrics({"step": done, "epoch": done / config.steps_per_epoch, **values, **meter.rates()})
             too_many = quarantine.exceeded(int(result.signals[2]))

@@ -11,7 +11,7 @@ that is a mean over samples needs none of this: each chunk's share is pushed bac
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -113,6 +113,30 @@ class TrainStep:
         total, batch = self._config.total_steps, self._lanes.global_batch
         return learning_rate(self._optim, step=step, total_steps=total, global_batch=batch)
 
+    @torch.no_grad()
+    def features(self, batch: LaneBatch, *, samples: int) -> Tensor:
+        """The encoder's features of some of the global batch's samples, in eval mode; every worker calls it alike.
+
+        Args:
+            batch: this worker's lanes.
+            samples: how many of the global batch, as many of each lane, rounded up.
+
+        Returns:
+            float32 or better [at most 2 views, samples, D], in lane order.
+        """
+        per_lane = min(self._lanes.size, -(-samples // self._lanes.count))
+        pixels = batch.groups["views"][:, :2, :per_lane]
+        views, encoder = pixels.shape[1], self._method.encoder
+        encoder.eval()
+        with self._autocast():
+            own: Tensor = encoder(self._normalised(np.ascontiguousarray(pixels)))
+        encoder.train()
+        everyone = self._gather(_accurate(own), views * per_lane)
+        return everyone.unflatten(0, (self._lanes.count, views, per_lane)).transpose(0, 1).flatten(1, 2)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device.type, torch.bfloat16) if self._config.precision == "bf16" else nullcontext()
+
     def _forward_backward(self, batch: LaneBatch) -> tuple[Tensor, GlobalRows, Tensor | None]:
         if self._method.shuffled_view is not None:
             batch = self._with_shuffled_view(batch, self._method.shuffled_view)
@@ -172,11 +196,7 @@ class TrainStep:
             torch.autograd.backward([part[name] for name in pushed], slices)
 
     def _embed_chunk(self, batch: LaneBatch, chunk: range, *, record: bool) -> dict[str, Tensor]:
-        bf16 = self._config.precision == "bf16"
-        with (
-            lane_groups(self._norms, len(chunk), record=record),
-            torch.autocast(self._device.type, torch.bfloat16) if bf16 else nullcontext(),
-        ):
+        with lane_groups(self._norms, len(chunk), record=record), self._autocast():
             return dict(self._embed(self._view_batch(batch, chunk)))
 
     def _view_batch(self, batch: LaneBatch, chunk: range) -> ViewBatch:

@@ -115,10 +115,12 @@ class Engine:
         return train(self.step, self.loader, self.quarantine, LoopConfig(**values), context)
 
 
-def make_engine(folder: Path, *, images: Noise | None = None, max_bad: int = 1, **config: Any) -> Engine:
+def make_engine(
+    folder: Path, *, method: Linear | None = None, images: Noise | None = None, max_bad: int = 1, **config: Any
+) -> Engine:
     """A worker alone, at the start or where the folder is; `config` are fields of `StepConfig`."""
     lanes = Lanes.cut(GLOBAL_BATCH, 2)
-    method = Linear()
+    method = method or Linear()
     values: dict[str, Any] = {"total_steps": TOTAL_STEPS, **config}
     step = TrainStep(
         method,
