@@ -10,7 +10,7 @@ from pipelines.plan import Plan, ProbeData, make_plan, probe_manifests
 from pipelines.run_folder import EXPORT, PROBE_FILE
 from pipelines.worker import keep_freed_memory
 from ssl_core.data.manifest import Manifest
-from ssl_core.probe.labelled import LabelledSet
+from ssl_core.probe.labelled import labelled_set
 from ssl_core.probe.report import ProbeConfig, ProbeReport
 from ssl_core.storage.local import publish_bytes
 
@@ -64,14 +64,6 @@ def probe_export(
         device=device,
         say=say,
     )
-
-
-def labelled_set(manifest: Manifest, *, channels: int) -> LabelledSet:
-    """A data set as the probe reads it."""
-    from ssl_core.data.reader import Reader
-
-    images = Reader(manifest, channels=channels)
-    return LabelledSet(images=images, classes=manifest.classes, name=manifest.root, digest=manifest.digest)
 
 
 def probe_config(data: ProbeData, *, seed: int) -> ProbeConfig:

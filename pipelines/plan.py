@@ -19,7 +19,7 @@ from ssl_core.export import ExportConfig
 from ssl_core.lanes import Lanes
 from ssl_core.methods import METHODS, build_method
 from ssl_core.methods.base import Method
-from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder
+from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder, check_takes
 from ssl_core.optim import OptimConfig
 from ssl_core.storage.local import local_path
 from ssl_core.train.step import Precision, StepConfig
@@ -57,16 +57,33 @@ class TrainConfig:
     checkpoint_every: int | str = "10m"
     keep_checkpoints: int = 2
     log_every: int = 10
+    health_every: int = 50
+
+    def __post_init__(self) -> None:
+        """Refuse what no loop can do."""
+        for name in ("keep_checkpoints", "log_every", "health_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)}: use at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeData:
-    """Keys below `probe`: labelled data, where it is not the training data's own."""
+    """Keys below `probe`: labelled data, where it is not the training data's own, and the k-NN curve while training."""
 
     train: str | None = None
     val: str | None = None
     max_train: int | None = None
     max_val: int | None = None
+    every: int | None = 5
+    online_train: int = 5000
+    online_val: int = 1000
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        for name in ("every", "online_train", "online_val"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"probe.{name}={value}: use at least 1{' or null' if name == 'every' else ''}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +254,9 @@ def check_inputs(plan: Plan) -> None:
     check_shards(plan.manifest)
     verify_shards(plan.manifest, max_bytes=_EAGER_HASH_BYTES)
     checkpoint_interval(plan.config.train.checkpoint_every)
-    plan.build_method(plan.random_encoder())
+    method = plan.build_method(plan.random_encoder())
+    for group in method.recipe.groups:
+        check_takes(method.encoder, channels=group.channels, height=group.height, width=group.width)
     for manifest in probe_manifests(plan) or ():
         if not manifest.labelled:
             raise UserError(

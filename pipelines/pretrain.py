@@ -57,10 +57,21 @@ def start_line(plan: Any) -> str:
         f"{lanes.count} lanes of {lanes.size} · {lanes.world} worker(s) with {' or '.join(map(str, per_worker))} lanes "
         f"· efficiency {lanes.efficiency:.2f} · {config.train.precision}"
     )
+    if config.train.precision == "bf16" and not bf16_is_fast():
+        text += (
+            "\nwarning: this machine has no bf16 instructions, bf16 may be many times slower than train.precision=fp32"
+        )
     if lanes.efficiency < 0.9:
         better = [w for w in range(1, lanes.count + 1) if lanes.count % w == 0 and abs(w - lanes.world) <= lanes.world]
         text += f"\nwarning: workers wait for the one with most lanes; these numbers of workers divide them: {better}"
     return text
+
+
+def bf16_is_fast() -> bool:
+    """Whether this machine has a GPU, or a CPU whose matrix products take bf16."""
+    import torch
+
+    return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _carry_out(run: Any, plan: Any) -> None:
@@ -118,6 +129,8 @@ def _train_probe_register(run: Any, plan: Any, tracker: Any, uri: str) -> None:
         tracker.log_results(report.metrics(), step=plan.total_steps)
         summary["probe"] = report.to_dict()
     tracker.log_artifact(run.path / "export" / "config.json", "export")
+    for picture in _pictures(run, plan):
+        tracker.log_artifact(picture, "pictures")
     run.write_summary(summary)
     tracker.log_artifact(run.path / "summary.json")
     if plan.config.register:
@@ -125,6 +138,20 @@ def _train_probe_register(run: Any, plan: Any, tracker: Any, uri: str) -> None:
 
         tracker.flush()
         say(str(register_run(run.path, plan.config.register, uri)))
+
+
+def _pictures(run: Any, plan: Any) -> list[Any]:
+    """The run's pictures; a run without them is a whole run."""
+    from ray.exceptions import RayError
+
+    from pipelines.pictures import draw_on_ray
+
+    try:
+        return draw_on_ray(plan, run.path)
+    except RayError as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        say(f"the run is complete but for its pictures, which could not be drawn: {said[-1]}")
+        return []
 
 
 def _attempt(run: Any, plan: Any) -> None:

@@ -11,13 +11,16 @@ from typing import Any
 import cv2
 import torch
 
-from pipelines.plan import Plan, checkpoint_interval, make_plan, threads_per_worker
+from pipelines.plan import Plan, checkpoint_interval, make_plan, probe_manifests, threads_per_worker
 from pipelines.run_folder import EXPORT, INIT
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.reader import Reader
 from ssl_core.export import WEIGHTS, load_weights, save_encoder
 from ssl_core.methods.base import as_module
 from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
+from ssl_core.probe.features import ImageInput
+from ssl_core.probe.labelled import labelled_set
+from ssl_core.probe.online import OnlineKNN
 from ssl_core.train.context import RunContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
 from ssl_core.train.step import TrainStep
@@ -69,10 +72,30 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
     )
     reader = Reader(plan.manifest, channels=plan.config.model.in_chans, max_bad=plan.config.data.max_bad)
     loader = LaneLoader(reader, method.recipe, plan.schedule, threads=plan.config.data.threads)
-    result = train(step, loader, reader.quarantine, loop_config(plan), context)
+    monitor = online_knn(plan, context)
+    result = train(step, loader, reader.quarantine, loop_config(plan), context, monitor=monitor)
     if result.finished and context.collectives.rank == 0:
         save_encoder(Path(job.folder) / EXPORT, method.encoder, plan.export)
     return result
+
+
+def online_knn(plan: Plan, context: RunContext) -> OnlineKNN | None:
+    """The k-NN curve, where labelled data is named."""
+    manifests, probe, model = probe_manifests(plan), plan.config.probe, plan.config.model
+    if manifests is None or probe.every is None:
+        return None
+    train_set, val_set = (labelled_set(manifest, channels=model.in_chans) for manifest in manifests)
+    return OnlineKNN(
+        train_set,
+        val_set,
+        max_train=probe.online_train,
+        max_val=probe.online_val,
+        seed=plan.config.seed,
+        image_input=ImageInput(size=model.image_size, mean=plan.mean, std=plan.std),
+        collectives=context.collectives,
+        device=context.device,
+        precision="bf16" if plan.config.train.precision == "bf16" else "fp32",
+    )
 
 
 def loop_config(plan: Plan) -> LoopConfig:
@@ -87,6 +110,8 @@ def loop_config(plan: Plan) -> LoopConfig:
         checkpoint_every_seconds=every_seconds,
         keep_checkpoints=train_config.keep_checkpoints,
         log_every=train_config.log_every,
+        health_every=train_config.health_every,
+        monitor_every=plan.schedule.steps_per_epoch * plan.config.probe.every if plan.config.probe.every else None,
         audit=train_config.audit,
         identity=plan.identity,
     )

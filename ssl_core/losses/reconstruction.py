@@ -21,7 +21,16 @@ def masked_patch_error(
     with torch.autocast(predicted_NTV.device.type, enabled=False):
         target = target_NTV.to(torch.promote_types(target_NTV.dtype, torch.float32))
         if normalised:
-            target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+            target = (target - target.mean(-1, keepdim=True)) / _deviation(target)
         error_NT = (predicted_NTV.to(target.dtype) - target).square().mean(-1)
         masked_NT = masked_NT.to(target.dtype)
         return (error_NT * masked_NT).sum(1) / masked_NT.sum(1)
+
+
+def unstandardised(predicted_NTV: Tensor, target_NTV: Tensor) -> Tensor:
+    """A prediction of standardised patches, as pixels, with the mean and deviation of the patch that it should be."""
+    return predicted_NTV * _deviation(target_NTV) + target_NTV.mean(-1, keepdim=True)
+
+
+def _deviation(patches_NTV: Tensor) -> Tensor:
+    return (patches_NTV.var(-1, keepdim=True) + 1e-6).sqrt()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ssl_core import rng
 from ssl_core.data.loader import Recipe
 from ssl_core.errors import UserError
-from ssl_core.losses import masked_patch_error
+from ssl_core.losses import masked_patch_error, unstandardised
 from ssl_core.methods.base import StepInfo
 from ssl_core.nn.backbones import Encoder
 from ssl_core.nn.decoders import PatchDecoder
@@ -29,6 +29,7 @@ from ssl_core.nn.vision_transformer import (
     fix_sincos_position_,
     patchify,
     through_blocks,
+    unpatchify,
     vision_transformer,
 )
 from ssl_core.types import GlobalRows, ViewBatch
@@ -128,6 +129,24 @@ class MAE(nn.Module):
 
     def after_step(self, rows: GlobalRows) -> None:
         """MAE has no state of its own."""
+
+    @torch.no_grad()
+    def pictures(self, batch: ViewBatch) -> Mapping[str, Tensor]:
+        """What is seen, what is made of it, and the image: {…: [N, 3, K, H, W]}, visible patches kept as they are.
+
+        A prediction of standardised pixels is shown with its patch's own mean and deviation.
+        """
+        images_NCHW = batch.images["views"]
+        predicted_NTV, masked_NT = self.reconstruct(images_NCHW, self.mask_keys(batch))
+        target_NTV = patchify(images_NCHW, self.patch)
+        hidden = masked_NT[:, :, None] == 1
+        predicted_NTV = predicted_NTV.to(target_NTV.dtype)
+        if self.normalised:
+            predicted_NTV = unstandardised(predicted_NTV, target_NTV)
+        shown = [torch.zeros_like(target_NTV), predicted_NTV, target_NTV]
+        steps = [torch.where(hidden, one, target_NTV) for one in shown]
+        images = [unpatchify(one, rows=self.rows, cols=self.cols, patch=self.patch) for one in steps]
+        return {"masked, reconstructed, target": torch.stack(images, 1)}
 
     def mask_keys(self, batch: ViewBatch) -> Tensor:
         """int64, one a sample: what its mask is drawn from."""

@@ -130,6 +130,21 @@ def _output_features(backbone: nn.Module, config: ModelConfig) -> int:
     return features.shape[1]
 
 
+@torch.no_grad()
+def check_takes(encoder: Encoder, *, channels: int, height: int, width: int) -> None:
+    """Try one black image of this size; raises UserError where the encoder takes another size alone."""
+    try:
+        encoder.eval()(torch.zeros(1, channels, height, width))
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"the model does not take views of {height} × {width} px ({reason}): leave views.image_size out, or choose "
+            "a model that takes any size, such as a ResNet"
+        ) from error
+    finally:
+        encoder.train()
+
+
 def _first_dropout(backbone: nn.Module) -> str | None:
     """The first module that would draw from torch's global generator in training, None where there is none."""
     for name, module in backbone.named_modules():

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_core import rng
+from ssl_core.data.manifest import Manifest
+from ssl_core.data.reader import Reader
 from ssl_core.errors import UserError
 
 Labels = NDArray[np.int64]
@@ -38,6 +40,12 @@ class LabelledSet:
     classes: tuple[str, ...]  # a label is an index into them
     name: str  # as the user knows it, for messages
     digest: str  # of the content
+
+
+def labelled_set(manifest: Manifest, *, channels: int) -> LabelledSet:
+    """A packed data set as a probe reads it, with images of so many channels."""
+    images = Reader(manifest, channels=channels)
+    return LabelledSet(images=images, classes=manifest.classes, name=manifest.root, digest=manifest.digest)
 
 
 @dataclass(frozen=True, kw_only=True)

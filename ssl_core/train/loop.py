@@ -1,9 +1,11 @@
 """The worker loop: resume, step, record, checkpoint, stop. The platform is the `RunContext`, not Ray or MLflow."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import nn
 
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.quarantine import Quarantine
@@ -16,6 +18,9 @@ from ssl_core.train.step import TrainStep
 from ssl_core.types import LaneBatch
 
 CHECKPOINTS = "checkpoints"
+
+Monitor = Callable[[nn.Module], Mapping[str, float]]
+"""Looks at the encoder now and then and gives numbers for the metrics; every worker calls it alike, nothing changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,7 @@ class LoopConfig:
     log_every: int = 10
     health_every: int = 50
     health_samples: int = 128
+    monitor_every: int | None = None
     audit: bool = False
     identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -47,7 +53,13 @@ class LoopResult:
 
 
 def train(
-    step: TrainStep, loader: LaneLoader, quarantine: Quarantine, config: LoopConfig, context: RunContext
+    step: TrainStep,
+    loader: LaneLoader,
+    quarantine: Quarantine,
+    config: LoopConfig,
+    context: RunContext,
+    *,
+    monitor: Monitor | None = None,
 ) -> LoopResult:
     """Run from the newest whole checkpoint to the last step, or until asked to stop.
 
@@ -75,17 +87,19 @@ def train(
             meter.step_done()
             if config.audit:
                 records.audit(audit_line(batch, result.loss, context.collectives))
-            health: dict[str, float] = {}
+            looks: dict[str, float] = {}
             if done % config.health_every == 0 or done == config.total_steps:
-                health = measure(step.features(batch, samples=config.health_samples))
-                if complaint := watch.complaint(health):
+                looks = measure(step.features(batch, samples=config.health_samples))
+                if complaint := watch.complaint(looks):
                     records.event(done, complaint)
-            if health or done % config.log_every == 0 or done == first + 1 or stopped:
+            if monitor and config.monitor_every and done % config.monitor_every == 0:
+                looks |= monitor(step.encoder)
+            if looks or done % config.log_every == 0 or done == first + 1 or stopped:
                 values = {
                     "loss": result.loss,
                     "learning_rate": step.rate(batch.step),
                     "gradient_norm": result.gradient_norm,
-                    **health,
+                    **looks,
                 }
                 records.metrics({"step": done, "epoch": done / config.steps_per_epoch, **values, **meter.rates()})
             too_many = quarantine.exceeded(int(result.signals[2]))

@@ -108,6 +108,11 @@ class TrainStep:
         self._commit(info, rows, statistics)
         return StepResult(loss=value, gradient_norm=float(self._gradients.norm()), signals=tuple(summed))
 
+    @property
+    def encoder(self) -> nn.Module:
+        """The method's encoder, as training has it: [N, K, H, W] → [N, D]."""
+        return self._method.encoder
+
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         total, batch = self._config.total_steps, self._lanes.global_batch

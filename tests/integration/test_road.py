@@ -3,9 +3,11 @@
 import json
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -58,12 +60,20 @@ def test_unlabelled_images_to_a_registered_probed_encoder(images: Path, tmp_path
         f"probe.val={tmp_path}/labelled/val",
         "name=road",
         "train.steps=12",
+        "probe.every=1",
     ]
     run("pretrain", *words, "register=digits")
 
     summary = json.loads((tmp_path / "runs/road/summary.json").read_text())
     assert (summary["state"], summary["workers"], summary["steps"]) == ("finished", 1, 12)
     assert summary["probe"] is not None
+    lines = [json.loads(line) for line in (tmp_path / "runs/road/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "knn_online" in line] == [10]
+    pictures = {path.stem for path in (tmp_path / "runs/road/pictures").glob("*.png")}
+    assert pictures == {"views", "curves", "neighbours", "map"}
+    with closing(sqlite3.connect(tmp_path / "runs/mlflow.db")) as database:
+        place = Path(database.execute("select artifact_uri from runs").fetchone()[0].removeprefix("file://"))
+    assert {path.stem for path in (place / "pictures").glob("*.png")} == pictures
 
     assert "is finished" in run("pretrain", *words)  # the same command again starts nothing
     refused = run("pretrain", *words, "method.temperature=0.3", status=2)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssl_core.losses import masked_patch_error
+from ssl_core.losses import masked_patch_error, unstandardised
 
 
 @pytest.mark.parametrize("normalised", [True, False])
@@ -22,3 +22,9 @@ def test_is_the_mean_over_hidden_patches(normalised: bool) -> None:
                 errors.append(float(((predicted[sample, patch] - pixels) ** 2).mean()))
         expected.append(sum(errors) / len(errors))
     assert masked_patch_error(predicted, target, masked, normalised=normalised).tolist() == pytest.approx(expected)
+
+
+def test_a_perfect_prediction_of_standardised_patches_is_shown_as_the_patches() -> None:
+    target = torch.rand(2, 5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    standardised = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(unstandardised(standardised, target), target)

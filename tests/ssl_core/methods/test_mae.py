@@ -73,3 +73,17 @@ def test_loss_is_the_mean_of_the_errors() -> None:
 def test_what_cannot_be_trained_with_is_refused(model: ModelConfig, numbers: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         mae(model, **numbers)
+
+
+@pytest.mark.parametrize("target", ["normalised", "pixels"])
+def test_its_pictures_show_the_masked_image_the_reconstruction_and_the_image(target: str) -> None:
+    method, some = mae(target=target).eval(), batch([1, 5, 9])
+    images = some.images["views"]
+    shown = method.pictures(some)["masked, reconstructed, target"]
+    assert shown.shape == (3, 3, 3, SIZE, SIZE)
+    hidden = method.reconstruct(images, method.mask_keys(some))[1].view(3, 1, 4, 4)
+    hidden = hidden.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3) == 1
+    torch.testing.assert_close(shown[:, 0], images.masked_fill(hidden, 0))
+    torch.testing.assert_close(shown[:, 1].masked_fill(hidden, 0), shown[:, 0])
+    torch.testing.assert_close(shown[:, 2], images)
+    assert not torch.allclose(shown[:, 1], shown[:, 2])

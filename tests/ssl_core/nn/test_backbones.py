@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ssl_core.errors import UserError
-from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder, timm_arguments
+from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder, check_takes, timm_arguments
 
 TINY = ModelConfig(
     name="resnet18", image_size=16, stem="cifar", arguments={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
@@ -113,3 +113,12 @@ def test_dropout_by_default_can_be_switched_off() -> None:
     encoder = build_encoder(ModelConfig(name="ghostnet_050", image_size=32, arguments={"drop_rate": 0}))
     assert encoder.training
     assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, encoder.num_features) == (2, 1280)
+
+
+def test_views_of_a_size_that_the_model_does_not_take_are_refused() -> None:
+    check_takes(build_encoder(TINY), channels=3, height=12, width=20)
+    vit = build_encoder(VIT)
+    check_takes(vit, channels=3, height=16, width=16)
+    with pytest.raises(UserError, match=r"views of 12 × 12 px .*leave views\.image_size out"):
+        check_takes(vit, channels=3, height=12, width=12)
+    assert vit.training

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from tiny_engine import NUM_SAMPLES, TOTAL_STEPS, Noise, make_engine
+from torch import nn
 
 from ssl_core.data.quarantine import Quarantine
 from ssl_core.errors import Resumable
@@ -65,6 +66,19 @@ def test_metrics_are_logged_now_and_then_and_at_both_ends(tmp_path: Path, every:
     assert {"loss", "learning_rate", "gradient_norm", "images_per_second", "data_wait", "time"} < lines[0].keys()
     assert lines[0]["learning_rate"] == engine.step.rate(0)
     assert not (tmp_path / "audit").exists()
+
+
+def test_a_monitor_sees_the_encoder_every_so_many_steps_and_its_numbers_are_logged(tmp_path: Path) -> None:
+    engine, seen = make_engine(tmp_path), list[nn.Module]()
+
+    def monitor(encoder: nn.Module) -> dict[str, float]:
+        seen.append(encoder)
+        return {"looks": float(len(seen))}
+
+    engine.train(monitor=monitor, monitor_every=3, log_every=100)
+    assert [one is engine.step.encoder for one in seen] == [True, True]
+    lines = join_parts(tmp_path, "metrics")
+    assert [(line["step"], line.get("looks")) for line in lines] == [(1, None), (3, 1.0), (6, 2.0), (7, None)]
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:

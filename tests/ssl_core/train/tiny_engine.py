@@ -19,7 +19,7 @@ from ssl_core.nn.backbones import Encoder
 from ssl_core.nn.lane_batch_norm import LaneBatchNorm
 from ssl_core.optim import OptimConfig
 from ssl_core.train.context import InProcessContext
-from ssl_core.train.loop import LoopConfig, LoopResult, train
+from ssl_core.train.loop import LoopConfig, LoopResult, Monitor, train
 from ssl_core.train.step import StepConfig, TrainStep
 from ssl_core.types import GlobalRows, ViewBatch
 
@@ -100,7 +100,7 @@ class Engine:
     quarantine: Quarantine
     folder: Path
 
-    def train(self, *, attempt: int = 1, **config: Any) -> LoopResult:
+    def train(self, *, attempt: int = 1, monitor: Monitor | None = None, **config: Any) -> LoopResult:
         """Run the loop in this process."""
         values: dict[str, Any] = {
             "total_steps": TOTAL_STEPS,
@@ -112,7 +112,7 @@ class Engine:
             **config,
         }
         context = InProcessContext(folder=self.folder, attempt=attempt)
-        return train(self.step, self.loader, self.quarantine, LoopConfig(**values), context)
+        return train(self.step, self.loader, self.quarantine, LoopConfig(**values), context, monitor=monitor)
 
 
 def make_engine(
