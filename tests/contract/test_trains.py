@@ -30,8 +30,8 @@ class Digits:
     """Handwritten digits, 8 × 8, as RGB."""
 
     def __init__(self) -> None:
-        pixels: Any = load_digits().images
-        self._pixels = (pixels * 15.9375).astype(np.uint8)[..., None].repeat(3, -1)
+        pixels: Any = load_digits(return_X_y=True)[0]
+        self._pixels = (pixels.reshape(-1, 8, 8, 1) * 15.9375).astype(np.uint8).repeat(3, -1)
 
     def image(self, position: int) -> np.ndarray[Any, Any]:
         return self._pixels[position]
