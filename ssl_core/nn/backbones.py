@@ -145,6 +145,21 @@ def check_takes(encoder: Encoder, *, channels: int, height: int, width: int) -> 
         encoder.train()
 
 
+def checkpoint_activations(encoder: Encoder) -> None:
+    """Let the backbone keep only its blocks' inputs for backward and compute the rest again (arXiv 1604.06174).
+
+    Raises:
+        UserError: timm has not prepared this model for it.
+    """
+    name = type(encoder.backbone).__name__
+    try:
+        cast(Any, encoder.backbone).set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:
+        raise UserError(
+            f"train.checkpoint_activations=true: timm's {name} cannot do that; use train.micro_batch instead"
+        ) from error
+
+
 def _first_dropout(backbone: nn.Module) -> str | None:
     """The first module that would draw from torch's global generator in training, None where there is none."""
     for name, module in backbone.named_modules():

@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 import torch
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -57,7 +58,8 @@ def embed_patches(vit: Any, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 def through_blocks(vit: Any, tokens_NTD: Tensor) -> Tensor:
     """All blocks and the norm after them."""
-    return vit.norm(vit.blocks(vit.norm_pre(tokens_NTD)))
+    tokens_NTD = vit.norm_pre(tokens_NTD)
+    return vit.norm(checkpoint_seq(vit.blocks, tokens_NTD) if vit.grad_checkpointing else vit.blocks(tokens_NTD))
 
 
 def patchify(images_NCHW: Tensor, patch: int) -> Tensor:
