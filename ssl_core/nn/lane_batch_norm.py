@@ -1,5 +1,7 @@
 """BatchNorm that normalises each lane by itself, as a GPU per lane would, whatever number of workers there is.
 
+Or the whole global batch at once, where `use_lane_batch_norm` is given the workers to ask (`train.bn=global`).
+
 Shapes: N rows = lanes · rows a lane, rows lie lane-major; F features; B = rows of one lane.
 
 The native kernel runs on each lane's contiguous rows: that is within 10 % of one native call, where the obvious
@@ -14,6 +16,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ssl_core.collectives import Collectives
+from ssl_core.nn.global_batch_norm import global_batch_norm
+
+_MOMENTUM = 0.1  # the weight of a step in the running statistics
 
 
 class LaneBatchNorm(nn.Module):
@@ -39,6 +46,7 @@ class LaneBatchNorm(nn.Module):
         self.drop: nn.Module = nn.Identity()
         self.act: nn.Module = nn.Identity()
         self.num_lanes = 1
+        self.everyone: Collectives | None = None
         self.recording = False
         self.recorded: list[Tensor] = []
 
@@ -56,6 +64,11 @@ class LaneBatchNorm(nn.Module):
         if not self.training:
             y = F.batch_norm(x_NF, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
             return self.act(self.drop(y))
+        if self.everyone is not None:
+            y, seen_2F = global_batch_norm(x_NF, self.weight, self.bias, eps=self.eps, collectives=self.everyone)
+            if self.recording:
+                self.recorded.append(seen_2F.expand(self.num_lanes, -1, -1))
+            return self.act(self.drop(y))
         seen = self.running_mean.new_zeros(self.num_lanes, 2, self.num_features)
         lanes = [
             # momentum 1.0: the kernel writes this lane's mean and unbiased variance into `seen`
@@ -71,13 +84,20 @@ class LaneBatchNorm(nn.Module):
         return f"{self.num_features}, eps={self.eps}, affine={self.weight is not None}"
 
 
-def use_lane_batch_norm(module: nn.Module) -> nn.Module:
-    """Replace every native BatchNorm below `module` by a `LaneBatchNorm` that holds the same tensors."""
+def use_lane_batch_norm(module: nn.Module, *, everyone: Collectives | None = None) -> nn.Module:
+    """Replace every native BatchNorm below `module` by a `LaneBatchNorm` that holds the same tensors.
+
+    Args:
+        module: changed in place.
+        everyone: normalise the rows of all these workers at once instead of each lane by itself.
+    """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            setattr(module, name, LaneBatchNorm.from_native(child))
+            layer = LaneBatchNorm.from_native(child)
+            layer.everyone = everyone
+            setattr(module, name, layer)
         else:
-            use_lane_batch_norm(child)
+            use_lane_batch_norm(child, everyone=everyone)
     return module
 
 
@@ -120,15 +140,16 @@ def take_statistics(layers: Iterable[LaneBatchNorm], num_lanes: int) -> Tensor:
 
 
 @torch.no_grad()
-def commit_statistics(layers: Iterable[LaneBatchNorm], statistics: Tensor, *, momentum: float = 0.1) -> None:
-    """running ← (1 − momentum) · running + momentum · mean over lanes.
+def commit_statistics(layers: Iterable[LaneBatchNorm], statistics: Tensor, *, keep: Tensor) -> None:
+    """running ← 0.9 · running + 0.1 · mean over lanes.
 
     Args:
         layers: as given to `take_statistics`.
         statistics: [all lanes, 2 · sum of features] in lane order.
-        momentum: weight of this step.
+        keep: bool []; where it is false nothing changes, whatever the statistics are.
     """
-    mean = statistics.sum(0) / len(statistics)
+    mean = (statistics.sum(0) / len(statistics)).masked_fill_(~keep, 0)
+    momentum = _MOMENTUM * keep.to(mean.dtype)
     start = 0
     for layer in layers:
         mean_2F = mean[start : start + 2 * layer.num_features].view(2, -1)

@@ -24,11 +24,11 @@ class EmbeddingQueue(nn.Module):
         self.register_buffer("next", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def put_(self, rows_ND: Tensor) -> None:
-        """Replace the oldest rows; of more than K rows the last K stay."""
+    def put_(self, rows_ND: Tensor, keep: Tensor) -> None:
+        """Replace the oldest rows; of more than K rows the last K stay. With a false `keep` nothing changes."""
         length = len(self.rows)
         kept_ND = rows_ND[-length:]
         first = self.next + (len(rows_ND) - len(kept_ND))
         index = (first + torch.arange(len(kept_ND), device=rows_ND.device)) % length
-        self.rows[index] = kept_ND.to(self.rows.dtype)
-        self.next.copy_((self.next + len(rows_ND)) % length)
+        self.rows[index] = torch.where(keep, kept_ND.to(self.rows.dtype), self.rows[index])
+        self.next.copy_((self.next + len(rows_ND) * keep) % length)

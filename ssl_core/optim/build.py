@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ssl_core.errors import UserError
 from ssl_core.optim.lars import LARS
 
 
@@ -18,6 +19,7 @@ class OptimConfig:
     `base_rate` is the rate at a global batch of 256 under the linear rule (rate = base_rate · B / 256), the factor of
     √B under the square-root rule (rate = base_rate · √B, SimCLR appendix B.1), the rate itself without a rule.
     `warmup` is the share of all steps over which the rate rises linearly; after it, it falls to 0 by a half cosine.
+    A gradient whose norm is above `clip_norm` is scaled down to it (Pascanu et al., arXiv 1211.5063).
     """
 
     name: Literal["lars", "sgd", "adamw"] = "lars"
@@ -28,6 +30,12 @@ class OptimConfig:
     trust_coefficient: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: float = 0.1
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained with."""
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise UserError(f"optim.clip_norm={self.clip_norm}: use a number above 0 or null")
 
 
 def peak_rate(config: OptimConfig, global_batch: int) -> float:
@@ -47,7 +55,10 @@ def learning_rate(config: OptimConfig, *, step: int, total_steps: int, global_ba
 
 
 def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser over all trainable parameters; those of fewer than two dimensions are not decayed."""
+    """The optimiser over all trainable parameters; those of fewer than two dimensions are not decayed.
+
+    Each takes `found_inf`, a float [] tensor, as torch's fused optimisers do: with 1 in it, `step` changes nothing.
+    """
     trainable = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -58,6 +69,6 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> 
         case "lars":
             return LARS(groups, lr=0.0, momentum=config.momentum, trust_coefficient=config.trust_coefficient)
         case "sgd":
-            return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, foreach=True)
+            return LARS(groups, lr=0.0, momentum=config.momentum, trust_coefficient=None)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, foreach=True)
+            return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)

@@ -17,13 +17,18 @@ class LARS(torch.optim.Optimizer):
     Tensors of fewer than two dimensions (biases, normalisation) are neither decayed nor adapted. Google's SimCLR code
     multiplies the rate into the velocity instead; the two differ while the rate changes.
 
+    Where the attribute `found_inf` is a tensor (float []) that holds 1, finite gradients given, a step changes nothing;
+    the host need not know.
+
     Args:
         params: parameters or parameter groups.
         lr: learning rate.
         momentum: of the velocity.
         weight_decay: L2 coefficient, added to the gradient before the trust ratio.
-        trust_coefficient: η.
+        trust_coefficient: η; with None nothing is adapted, which is plain SGD with momentum.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -31,7 +36,7 @@ class LARS(torch.optim.Optimizer):
         lr: float = 0.3,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
-        trust_coefficient: float = 1e-3,
+        trust_coefficient: float | None = 1e-3,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -47,24 +52,32 @@ class LARS(torch.optim.Optimizer):
         assert closure is None, "LARS takes no closure"
         for group in self.param_groups:
             parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-            adapted = [p for p in parameters if p.ndim > 1]
+            decayed = [p for p in parameters if p.ndim > 1]
             plain = [p for p in parameters if p.ndim <= 1]
-            updates = self._adapted_gradients(adapted, group) + [p.grad for p in plain if p.grad is not None]
+            updates = self._decayed_gradients(decayed, group) + [p.grad for p in plain if p.grad is not None]
             if updates:
-                velocities = [self._velocity(p) for p in adapted + plain]
-                _FOREACH._foreach_mul_(velocities, group["momentum"])
-                _FOREACH._foreach_add_(velocities, updates)
-                _FOREACH._foreach_add_(adapted + plain, velocities, alpha=-group["lr"])
+                self._move(decayed + plain, updates, momentum=group["momentum"], rate=group["lr"])
 
-    def _adapted_gradients(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    def _move(self, parameters: list[Tensor], updates: list[Tensor], *, momentum: float, rate: float) -> None:
+        velocities = [self._velocity(p) for p in parameters]
+        first = velocities[0]
+        skip = first.new_zeros(()) if self.found_inf is None else self.found_inf.to(first.dtype)
+        take = 1 - skip
+        _FOREACH._foreach_mul_(velocities, momentum * take + skip)
+        _FOREACH._foreach_add_(velocities, _FOREACH._foreach_mul(updates, take))
+        _FOREACH._foreach_add_(parameters, _FOREACH._foreach_mul(velocities, -rate * take))
+
+    def _decayed_gradients(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Gradients with decay, times trust."""
         if not parameters:
             return []
         gradients = [p.grad for p in parameters if p.grad is not None]
         gradients = list(_FOREACH._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
-        w_norm = torch.stack(_FOREACH._foreach_norm(parameters))
-        g_norm = torch.stack(_FOREACH._foreach_norm(gradients))
-        trust = torch.where((w_norm > 0) & (g_norm > 0), group["trust_coefficient"] * w_norm / g_norm, 1.0)
-        _FOREACH._foreach_mul_(gradients, list(trust.unbind()))
+        if group["trust_coefficient"] is not None:
+            w_norm = torch.stack(_FOREACH._foreach_norm(parameters))
+            g_norm = torch.stack(_FOREACH._foreach_norm(gradients))
+            trust = torch.where((w_norm > 0) & (g_norm > 0), group["trust_coefficient"] * w_norm / g_norm, 1.0)
+            _FOREACH._foreach_mul_(gradients, list(trust.unbind()))
         return gradients
 
     def _velocity(self, parameter: Tensor) -> Tensor:

@@ -85,7 +85,10 @@ def test_running_statistics_move_by_a_tenth_of_the_mean_over_lanes(shape: str) -
     statistics = take_statistics([lane], LANES)
     assert statistics is not None
     assert statistics.shape == (LANES, 2 * FEATURES)
-    commit_statistics([lane], statistics)
+    commit_statistics([lane], torch.full_like(statistics, torch.nan), keep=torch.tensor(False))
+    assert torch.equal(lane.running_mean, old_mean)
+    assert torch.equal(lane.running_var, old_var)
+    commit_statistics([lane], statistics, keep=torch.tensor(True))
     groups = [chunk.transpose(0, 1).reshape(FEATURES, -1) for chunk in x.chunk(LANES)]
     mean = torch.stack([group.mean(1) for group in groups]).mean(0)
     variance = torch.stack([group.var(1, unbiased=True) for group in groups]).mean(0)
@@ -106,13 +109,13 @@ def test_statistics_of_several_layers_and_calls_find_their_layer() -> None:
     statistics = take_statistics(layers, 2)
     assert statistics is not None
     assert statistics.shape == (2, 2 * (2 + 3 + 4))
-    commit_statistics(layers, statistics, momentum=1.0)
-    assert torch.allclose(layers[0].running_mean, (first.mean(0) + second.mean(0)) / 2)
+    commit_statistics(layers, statistics, keep=torch.tensor(True))
+    assert torch.allclose(layers[0].running_mean, 0.1 * (first.mean(0) + second.mean(0)) / 2)
     assert torch.equal(layers[1].running_mean, torch.zeros(3).double())
-    assert torch.equal(layers[1].running_var, torch.ones(3).double())
-    assert torch.allclose(layers[2].running_mean, wide.mean(0))
+    assert torch.allclose(layers[1].running_var, torch.ones(3).double())
+    assert torch.allclose(layers[2].running_mean, 0.1 * wide.mean(0))
     variances = torch.stack([part.var(0) for part in wide.chunk(2)]).mean(0)
-    assert torch.allclose(layers[2].running_var, variances)
+    assert torch.allclose(layers[2].running_var, 0.9 + 0.1 * variances)
 
 
 def test_chunks_of_lanes_give_the_statistics_of_the_whole() -> None:
