@@ -59,7 +59,7 @@ def main() -> None:
     for number in range(arguments.rounds + 2):
         batch = LaneBatch(step=number, epoch=0, positions=positions, groups={"views": pixels})
         start = perf_counter()
-        step(batch)
+        step(batch).result()
         middle = perf_counter()
         measure(step.features(batch, samples=128))
         looks.append(perf_counter() - middle)

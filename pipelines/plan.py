@@ -19,7 +19,7 @@ from ssl_core.export import ExportConfig
 from ssl_core.lanes import Lanes
 from ssl_core.methods import METHODS, build_method
 from ssl_core.methods.base import Method
-from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder, check_takes
+from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder, check_takes, checkpoint_activations
 from ssl_core.optim import OptimConfig
 from ssl_core.storage.local import local_path
 from ssl_core.train.step import Precision, StepConfig
@@ -50,10 +50,12 @@ class TrainConfig:
     steps: int | None = None
     global_batch: int = 256
     micro_batch: int | None = None
-    bn: Literal["lane"] = "lane"
+    bn: Literal["lane", "global"] = "lane"
     precision: Precision = "fp32"
     compile: bool = False
+    checkpoint_activations: bool = False
     audit: bool = False
+    profile: bool = False
     checkpoint_every: int | str = "10m"
     keep_checkpoints: int = 2
     log_every: int = 10
@@ -198,6 +200,8 @@ class Plan:
 
     def build_method(self, encoder: Encoder) -> Method:
         """The method around an encoder."""
+        if self.config.train.checkpoint_activations:
+            checkpoint_activations(encoder)
         name = self.config.method["name"]
         return build_method(name, self.method, encoder=encoder, recipe=CropRecipe.of(self.views), seed=self.config.seed)
 
@@ -226,6 +230,10 @@ def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None 
         raise UserError(
             f"train.micro_batch={train.micro_batch} is not a multiple of a lane's {lanes.size} samples: "
             "a micro-batch is whole lanes"
+        )
+    if train.micro_batch is not None and train.bn == "global":
+        raise UserError(
+            "train.bn=global needs the whole batch in one piece, train.micro_batch cuts it: use one or the other"
         )
     mean, std = _normalisation(model, manifest)
     name = config.method.get("name")

@@ -118,6 +118,7 @@ def _carry_out(run: Any, plan: Any) -> None:
 def _train_probe_register(run: Any, plan: Any, tracker: Any, uri: str) -> None:
     from pipelines.evaluation import probe_on_ray
     from pipelines.ray_context import start_ray
+    from ssl_core.train.profile import PROFILE
 
     start_ray(plan.config.ray.address, workers=plan.lanes.world)
     if run.record.state != "trained":
@@ -131,6 +132,8 @@ def _train_probe_register(run: Any, plan: Any, tracker: Any, uri: str) -> None:
     tracker.log_artifact(run.path / "export" / "config.json", "export")
     for picture in _pictures(run, plan):
         tracker.log_artifact(picture, "pictures")
+    for part in sorted((run.path / PROFILE).glob("*")):
+        tracker.log_artifact(part, PROFILE)
     run.write_summary(summary)
     tracker.log_artifact(run.path / "summary.json")
     if plan.config.register:

@@ -4,7 +4,7 @@
 """
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ssl_core.probe.labelled import labelled_set
 from ssl_core.probe.online import OnlineKNN
 from ssl_core.train.context import RunContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
-from ssl_core.train.step import TrainStep
+from ssl_core.train.step import TrainStep, why_not_compiled
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
@@ -61,10 +61,16 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
 
         load_weights(encoder, load_file(start), where=str(start))
     method = plan.build_method(encoder)
-    use_lane_batch_norm(as_module(method))
+    everyone = context.collectives if plan.config.train.bn == "global" else None
+    use_lane_batch_norm(as_module(method), everyone=everyone)
+    complaints: list[str] = []
+    step_config = plan.step
+    if step_config.compile and (reason := why_not_compiled(context.device, context.collectives)):
+        complaints = [f"warning: train.compile=true does not work here, so the run is not compiled: {reason}"]
+        step_config = replace(step_config, compile=False)
     step = TrainStep(
         method,
-        plan.step,
+        step_config,
         optim=plan.config.optim,
         lanes=plan.lanes,
         collectives=context.collectives,
@@ -73,7 +79,7 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
     reader = Reader(plan.manifest, channels=plan.config.model.in_chans, max_bad=plan.config.data.max_bad)
     loader = LaneLoader(reader, method.recipe, plan.schedule, threads=plan.config.data.threads)
     monitor = online_knn(plan, context)
-    result = train(step, loader, reader.quarantine, loop_config(plan), context, monitor=monitor)
+    result = train(step, loader, reader.quarantine, loop_config(plan), context, monitor=monitor, complaints=complaints)
     if result.finished and context.collectives.rank == 0:
         save_encoder(Path(job.folder) / EXPORT, method.encoder, plan.export)
     return result
@@ -113,6 +119,7 @@ def loop_config(plan: Plan) -> LoopConfig:
         health_every=train_config.health_every,
         monitor_every=plan.schedule.steps_per_epoch * plan.config.probe.every if plan.config.probe.every else None,
         audit=train_config.audit,
+        profile=train_config.profile,
         identity=plan.identity,
     )
 

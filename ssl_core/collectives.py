@@ -3,11 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class Pending(Protocol):
+    """A collective operation under way."""
+
+    def wait(self) -> Any:
+        """Wait for it: the host for gloo, the device's stream for NCCL."""
+        ...
+
+
+class _Done:
+    def wait(self) -> None:
+        pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +39,10 @@ class Collectives:
         if self.world > 1:
             dist.all_reduce(x)
         return x
+
+    def start_sum_(self, x: Tensor) -> Pending:
+        """Begin `sum_`; `x` is not to be touched before the answer was waited for."""
+        return cast(Pending, dist.all_reduce(x, async_op=True)) if self.world > 1 else _Done()
 
     def gather_rows(self, x: Tensor, counts: Sequence[int]) -> Tensor:
         """Concatenate every worker's rows in rank order.
@@ -51,25 +68,25 @@ class Collectives:
 
         Args:
             x: this worker's rows [counts[rank], …], no graph.
-            order: int64 [sum(counts)], a permutation, the same on every worker.
+            order: int64 [sum(counts)] on the CPU, a permutation, the same on every worker.
             counts: rows of each worker, before and after.
 
         Returns:
             [counts[rank], …]; every row crossed between workers at most once.
         """
-        wanted = order.split(list(counts))
         if self.world == 1:
-            return x[order]
-        starts = [sum(counts[:rank]) for rank in range(self.world + 1)]
-        owner = torch.bucketize(order, torch.tensor(starts[1:], device=order.device), right=True).split(list(counts))
-        parts = [rows[ranks == self.rank] - starts[self.rank] for rows, ranks in zip(wanted, owner, strict=True)]
-        here = owner[self.rank]
-        received = [int((here == rank).sum()) for rank in range(self.world)]
-        sent = x[torch.cat(parts)].contiguous()
+            return x[order.to(x.device, non_blocking=True)]
+        starts = torch.tensor([sum(counts[:rank]) for rank in range(self.world + 1)])
+        wanted = order.split(list(counts))
+        owners = [torch.bucketize(rows, starts[1:], right=True) for rows in wanted]
+        parts = [rows[ranks == self.rank] - starts[self.rank] for rows, ranks in zip(wanted, owners, strict=True)]
+        here = owners[self.rank]
+        received = torch.bincount(here, minlength=self.world).tolist()
+        sent = x[torch.cat(parts).to(x.device, non_blocking=True)].contiguous()
         found = torch.empty_like(sent)
         dist.all_to_all_single(found, sent, received, [len(part) for part in parts])
         result = torch.empty_like(sent)
-        result[here.argsort(stable=True)] = found
+        result[here.argsort(stable=True).to(x.device, non_blocking=True)] = found
         return result
 
     def gather_objects(self, value: Any) -> list[Any]:

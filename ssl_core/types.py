@@ -19,7 +19,6 @@ class LaneBatch:
     epoch: int
     positions: np.ndarray  # int64 [L, b]: scheduled positions in manifest order
     groups: Mapping[str, np.ndarray]  # a view group's name → uint8 [L, V, b, H, W, K]
-    shuffled_slots: np.ndarray | None = None  # int64 [L, b]: the samples of the group "shuffled", if there is one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ from typing import Protocol, cast, runtime_checkable
 from torch import Tensor, nn
 
 from ssl_core.data.loader import Recipe
+from ssl_core.errors import UserError
+from ssl_core.losses import MIN_TEMPERATURE
 from ssl_core.nn.backbones import Encoder
 from ssl_core.types import GlobalRows, ViewBatch
 
@@ -68,8 +70,14 @@ class Method(Protocol):
         """Called without graph before `embed`: momentum updates."""
         ...
 
-    def after_step(self, rows: GlobalRows) -> None:
-        """Called without graph once the step is committed: queues and centres, from the rows of the global batch."""
+    def after_step(self, rows: GlobalRows, keep: Tensor) -> None:
+        """Called without graph after the optimiser: queues and centres, from the rows of the global batch.
+
+        Args:
+            rows: as `loss` saw them, detached.
+            keep: bool [] on the device, whether the step counts: where it is false (a loss that is not finite) nothing
+                may change. It is not to be read by the host, which would wait for the device at every step.
+        """
         ...
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
@@ -81,3 +89,9 @@ def as_module(method: Method) -> nn.Module:
     """The method as the `nn.Module` that it is."""
     assert isinstance(method, nn.Module), f"{type(method).__name__} must be an nn.Module"
     return cast(nn.Module, method)
+
+
+def refuse_temperature(temperature: float) -> None:
+    """Refuse a temperature that the contrastive losses do not take."""
+    if not temperature >= MIN_TEMPERATURE:
+        raise UserError(f"method.temperature={temperature}: use at least {MIN_TEMPERATURE:.4f}")

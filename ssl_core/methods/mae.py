@@ -127,7 +127,7 @@ class MAE(nn.Module):
     def before_step(self, info: StepInfo) -> None:
         """MAE has no state of its own."""
 
-    def after_step(self, rows: GlobalRows) -> None:
+    def after_step(self, rows: GlobalRows, keep: Tensor) -> None:
         """MAE has no state of its own."""
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssl_core.data.loader import Recipe
 from ssl_core.errors import UserError
 from ssl_core.losses import info_nce_partial
-from ssl_core.methods.base import StepInfo
+from ssl_core.methods.base import StepInfo, refuse_temperature
 from ssl_core.nn.backbones import Encoder
 from ssl_core.nn.ema import follow_, follower_of
 from ssl_core.nn.heads import mlp_head
@@ -53,8 +53,8 @@ class MoCoConfig:
             raise UserError(f"method.queue={self.queue}: MoCo needs at least one key in its queue")
         if not 0 <= self.momentum < 1:
             raise UserError(f"method.momentum={self.momentum}: use at least 0 and less than 1")
-        if self.temperature is not None and self.temperature <= 0:
-            raise UserError(f"method.temperature={self.temperature}: use a number above 0")
+        if self.temperature is not None:
+            refuse_temperature(self.temperature)
 
 
 def moco_views(config: MoCoConfig) -> Mapping[str, Any]:
@@ -104,9 +104,9 @@ class MoCo(nn.Module):
         follow_(self.key_encoder, self.encoder, momentum=self.momentum)
         follow_(self.key_projector, self.projector, momentum=self.momentum)
 
-    def after_step(self, rows: GlobalRows) -> None:
+    def after_step(self, rows: GlobalRows, keep: Tensor) -> None:
         """Put the step's keys into the queue, in lane order."""
-        self.queue.put_(nn.functional.normalize(keys_in_order(rows), dim=1))
+        self.queue.put_(nn.functional.normalize(keys_in_order(rows), dim=1), keep)
 
 
 def keys_in_order(rows: GlobalRows) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ssl_core.data.loader import Recipe
 from ssl_core.errors import UserError
 from ssl_core.losses import info_nce_partial
-from ssl_core.methods.base import StepInfo
+from ssl_core.methods.base import StepInfo, refuse_temperature
 from ssl_core.nn.backbones import Encoder
 from ssl_core.nn.ema import cosine_momentum, follow_, follower_of
 from ssl_core.nn.heads import mlp_head
@@ -53,8 +53,7 @@ class MoCoV3Config:
             )
         if not 0 <= self.momentum <= 1:
             raise UserError(f"method.momentum={self.momentum}: use a number from 0 to 1")
-        if self.temperature <= 0:
-            raise UserError(f"method.temperature={self.temperature}: use a number above 0")
+        refuse_temperature(self.temperature)
 
 
 class MoCoV3(nn.Module):
@@ -105,5 +104,5 @@ class MoCoV3(nn.Module):
         follow_(self.momentum_encoder, self.encoder, momentum=momentum)
         follow_(self.momentum_projector, self.projector, momentum=momentum)
 
-    def after_step(self, rows: GlobalRows) -> None:
+    def after_step(self, rows: GlobalRows, keep: Tensor) -> None:
         """There is no queue."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssl_core.data.loader import Recipe
 from ssl_core.losses import nt_xent_partial
-from ssl_core.methods.base import StepInfo
+from ssl_core.methods.base import StepInfo, refuse_temperature
 from ssl_core.nn.backbones import Encoder
 from ssl_core.nn.heads import mlp_head
 from ssl_core.types import GlobalRows, ViewBatch
@@ -27,6 +27,10 @@ class SimCLRConfig:
 
     temperature: float = 0.1
     projector: tuple[int, ...] = (2048, 128)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained with."""
+        refuse_temperature(self.temperature)
 
 
 class SimCLR(nn.Module):
@@ -55,7 +59,7 @@ class SimCLR(nn.Module):
     def before_step(self, info: StepInfo) -> None:
         """SimCLR has no state of its own."""
 
-    def after_step(self, rows: GlobalRows) -> None:
+    def after_step(self, rows: GlobalRows, keep: Tensor) -> None:
         """SimCLR has no state of its own."""
 
 

@@ -1,7 +1,7 @@
 """The worker loop: resume, step, record, checkpoint, stop. The platform is the `RunContext`, not Ray or MLflow."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ from ssl_core.errors import Resumable
 from ssl_core.train.checkpoint import Checkpoint, newest_readable, save_checkpoint
 from ssl_core.train.context import RunContext
 from ssl_core.train.health import CollapseWatch, measure
+from ssl_core.train.profile import profiled, span
 from ssl_core.train.records import Record, audit_line
-from ssl_core.train.step import TrainStep
+from ssl_core.train.step import PendingStep, TrainStep
 from ssl_core.types import LaneBatch
 
 CHECKPOINTS = "checkpoints"
@@ -37,6 +38,7 @@ class LoopConfig:
     health_every: int = 50
     health_samples: int = 128
     monitor_every: int | None = None
+    profile: bool = False
     audit: bool = False
     identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -60,33 +62,38 @@ def train(
     context: RunContext,
     *,
     monitor: Monitor | None = None,
+    complaints: Sequence[str] = (),
 ) -> LoopResult:
     """Run from the newest whole checkpoint to the last step, or until asked to stop.
 
     Every worker calls it alike. The last completed step is saved on a stop, on too many unreadable samples, and at the
-    end.
+    end. A step's result is read once the next step is under way, so that the device never waits for the host.
+    `complaints` are lines for the run's events.
     """
-    first, complaints = _resume(step, quarantine, context)
+    first, damaged = _resume(step, quarantine, context)
     meter = _Meter(config.global_batch)
     saver = _Saver(step, quarantine, config, context)
     records = _Records(config, context, first)
-    for complaint in complaints:
+    for complaint in (*complaints, *damaged):
         records.event(first, complaint)
+    results = _Results(step, quarantine, config, context, records, meter, first)
     watch = CollapseWatch()
-    done, stopped = first, False
+    done = first
+    lead = context.collectives.rank == 0
+    batches = meter.waiting(loader.stream(first, config.total_steps))
+    if config.profile and lead:
+        batches = profiled(batches, context.folder)
     try:
-        for batch in meter.waiting(loader.stream(first, config.total_steps)):
-            lead = context.collectives.rank == 0
-            signals = (
-                float(lead and context.should_stop()),
-                float(lead and saver.due(batch.step + 1)),
-                float(quarantine.num_found),
+        for batch in batches:
+            pending = step(
+                batch,
+                signals=(
+                    float(lead and context.should_stop()),
+                    float(lead and saver.due_by_clock(batch.step + 2)),  # heard when the next step is under way
+                    float(quarantine.num_found),
+                ),
             )
-            result = step(batch, signals=signals)
-            done, stopped = batch.step + 1, result.signals[0] > 0
-            meter.step_done()
-            if config.audit:
-                records.audit(audit_line(batch, result.loss, context.collectives))
+            done = batch.step + 1
             looks: dict[str, float] = {}
             if done % config.health_every == 0 or done == config.total_steps:
                 looks = measure(step.features(batch, samples=config.health_samples))
@@ -94,19 +101,12 @@ def train(
                     records.event(done, complaint)
             if monitor and config.monitor_every and done % config.monitor_every == 0:
                 looks |= monitor(step.encoder)
-            if looks or done % config.log_every == 0 or done == first + 1 or stopped:
-                values = {
-                    "loss": result.loss,
-                    "learning_rate": step.rate(batch.step),
-                    "gradient_norm": result.gradient_norm,
-                    **looks,
-                }
-                records.metrics({"step": done, "epoch": done / config.steps_per_epoch, **values, **meter.rates()})
-            too_many = quarantine.exceeded(int(result.signals[2]))
-            if result.signals[1] > 0 or stopped or too_many or done == config.total_steps:
+            verdict = results.of_the_step_before(batch, pending, looks)
+            if verdict.any() or saver.due_by_step(done):
+                verdict = results.of_this_step(verdict)  # what is saved must be known to be good
                 saver.save(done)
-            quarantine.stop_if(too_many)
-            if stopped:
+            quarantine.stop_if(verdict.too_many)
+            if verdict.stop:
                 break
     finally:
         records.close()
@@ -143,11 +143,16 @@ class _Saver:
         self._step, self._quarantine, self._config, self._context = step, quarantine, config, context
         self._last = time.monotonic()
 
-    def due(self, done: int) -> bool:
-        """Whether the state after `done` steps is to be kept; an epoch's end within a minute of the last one is not."""
+    def due_by_step(self, done: int) -> bool:
+        """Whether the state after `done` steps is to be kept; every worker knows."""
+        every = self._config.checkpoint_every_steps
+        return done == self._config.total_steps or (every is not None and done % every == 0)
+
+    def due_by_clock(self, done: int) -> bool:
+        """The same by rank 0's clock; an epoch's end within a minute of the last checkpoint is not kept."""
         config, age = self._config, time.monotonic() - self._last
         if config.checkpoint_every_steps is not None:
-            return done % config.checkpoint_every_steps == 0
+            return False
         every = config.checkpoint_every_seconds or 600.0
         return age >= every or (done % config.steps_per_epoch == 0 and age >= min(60.0, every))
 
@@ -162,6 +167,70 @@ class _Saver:
             )
             save_checkpoint(self._context.folder / CHECKPOINTS, checkpoint, keep=self._config.keep_checkpoints)
         self._last = time.monotonic()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Verdict:
+    """What the workers decided together."""
+
+    stop: bool = False
+    save: bool = False
+    too_many: bool = False
+
+    def any(self) -> bool:
+        """Whether the state is to be saved."""
+        return self.stop or self.save or self.too_many
+
+
+class _Results:
+    """Reads what steps said, each when the next one is under way, and writes it down."""
+
+    def __init__(
+        self,
+        step: TrainStep,
+        quarantine: Quarantine,
+        config: LoopConfig,
+        context: RunContext,
+        records: "_Records",
+        meter: "_Meter",
+        first: int,
+    ) -> None:
+        self._step, self._quarantine, self._config, self._context = step, quarantine, config, context
+        self._records, self._meter, self._first = records, meter, first
+        self._ahead: tuple[LaneBatch, PendingStep, dict[str, float]] | None = None
+
+    def of_the_step_before(self, batch: LaneBatch, pending: PendingStep, looks: dict[str, float]) -> _Verdict:
+        """Take a step that is under way, and read the one before it, if that is not read yet."""
+        verdict = self._read(log=False)
+        self._ahead = (batch, pending, looks)
+        return verdict
+
+    def of_this_step(self, verdict: _Verdict) -> _Verdict:
+        """Wait for the step that is under way; what was decided before it holds as well."""
+        last = self._read(log=verdict.stop)
+        return _Verdict(stop=verdict.stop or last.stop, too_many=verdict.too_many or last.too_many)
+
+    def _read(self, *, log: bool) -> _Verdict:
+        if self._ahead is None:
+            return _Verdict()
+        (batch, pending, looks), self._ahead = self._ahead, None
+        result = pending.result()
+        self._meter.step_done()
+        if self._config.audit:
+            self._records.audit(audit_line(batch, result.loss, self._context.collectives))
+        done = batch.step + 1
+        stop, save, num_found = result.signals
+        ends = done in (self._first + 1, self._config.total_steps)
+        if log or stop or looks or ends or done % self._config.log_every == 0:
+            values = {
+                "loss": result.loss,
+                "learning_rate": self._step.rate(batch.step),
+                "gradient_norm": result.gradient_norm,
+                **looks,
+            }
+            epoch = done / self._config.steps_per_epoch
+            self._records.metrics({"step": done, "epoch": epoch, **values, **self._meter.rates()})
+        return _Verdict(stop=stop > 0, save=save > 0, too_many=self._quarantine.exceeded(int(num_found)))
 
 
 class _Records:
@@ -193,8 +262,8 @@ class _Records:
             self._parts[kind].append(line)
 
     def close(self) -> None:
-        for part in self._parts.values():
-            part.close()
+        for record in self._parts.values():
+            record.close()
 
 
 class _Meter:
@@ -211,7 +280,8 @@ class _Meter:
         """The batches, with the wait for each one counted."""
         while True:
             before = time.monotonic()
-            batch = next(batches, None)
+            with span("data"):
+                batch = next(batches, None)
             if batch is None:
                 return
             self._waited_since += time.monotonic() - before

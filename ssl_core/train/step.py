@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from ssl_core import rng
 from ssl_core.collectives import Collectives
-from ssl_core.errors import Resumable
+from ssl_core.errors import Resumable, UserError
 from ssl_core.lanes import Lanes
 from ssl_core.methods.base import Method, StepInfo, as_module
 from ssl_core.nn.lane_batch_norm import commit_statistics, lane_batch_norms, lane_groups, take_statistics
 from ssl_core.optim import OptimConfig, build_optimizer, learning_rate
 from ssl_core.train.gradients import FlatGradients
+from ssl_core.train.profile import span
 from ssl_core.types import GlobalRows, LaneBatch, StepResult, ViewBatch
 
 Precision = Literal["fp64", "fp32", "bf16"]
@@ -46,11 +47,69 @@ class StepConfig:
 
 
 class NonFiniteLoss(Resumable):
-    """The loss is not a finite number; nothing of the step was committed."""
+    """The loss or its gradient is not finite; nothing of the step was committed."""
+
+
+class PendingStep:
+    """A step that the device may still be computing; reading its result waits for it."""
+
+    def __init__(self, batch: LaneBatch, values: Tensor) -> None:
+        self._step, self._positions = batch.step, batch.positions
+        self._values = values.to("cpu", non_blocking=True)
+        self._done = torch.cuda.Event() if values.is_cuda else None
+        if self._done is not None:
+            self._done.record()
+
+    def result(self) -> StepResult:
+        """What the step says.
+
+        Raises:
+            NonFiniteLoss: on every worker alike.
+        """
+        if self._done is not None:
+            self._done.synchronize()
+        norm, loss, *signals = self._values.tolist()
+        if not np.isfinite([loss, norm]).all():
+            what = f"gradient's norm at step {self._step} is {norm}" if np.isfinite(loss) else None
+            raise NonFiniteLoss(
+                f"the {what or f'loss at step {self._step} is {loss}'}; this worker's samples: "
+                f"{self._positions.ravel().tolist()[:8]} …; nothing of the step was kept: "
+                "lower optim.base_rate or use train.precision=fp32, under a new name"
+            )
+        return StepResult(loss=loss, gradient_norm=norm, signals=tuple(signals))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DeviceBatch:
+    """A `LaneBatch` on the device."""
+
+    step: int
+    epoch: int
+    positions: Tensor  # int64 [L, b]
+    groups: Mapping[str, Tensor]  # uint8 [L, V, b, H, W, K]
+    shuffled_slots: Tensor | None = None  # int64 [L, b]: the samples of the group "shuffled", if there is one
+
+
+def why_not_compiled(device: torch.device, collectives: Collectives) -> str | None:
+    """Why `torch.compile` does not work on some worker, in one line; None where it works on all."""
+
+    def one_more(x: Tensor) -> Tensor:
+        return x + 1
+
+    said = ""
+    try:
+        torch.compile(one_more)(torch.ones(2, device=device))
+    except Exception as error:  # noqa: BLE001 (whatever is missing: a compiler, its headers, Triton)
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return next((text for text in collectives.gather_objects(said) if text), None)
 
 
 class TrainStep:
-    """Owns the optimiser and changes the method's state; nothing changes before a step's loss is known to be finite."""
+    """Owns the optimiser and changes the method's state.
+
+    The host never waits for the device: a step whose loss or gradient is not finite changes nothing, nor does any step
+    after it, by a flag on the device; the host hears of it when it reads the step's result.
+    """
 
     def __init__(
         self,
@@ -73,40 +132,42 @@ class TrainStep:
             _channels_last(module)
         self.module = module.train()
         self._norms = lane_batch_norms(module)
+        if self._cached and any(norm.everyone is not None for norm in self._norms):
+            raise UserError("BatchNorm over the global batch needs it in one piece: no micro-batches")
         parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(optim, parameters)
-        self._gradients = FlatGradients([p for group in self.optimizer.param_groups for p in group["params"]])
+        self._gradients = FlatGradients(parameters, collectives=collectives)
         self._embed = torch.compile(method.embed, dynamic=False) if config.compile else method.embed
         scale = torch.tensor(config.std, dtype=self._dtype, device=device).view(1, -1, 1, 1) * 255
         shift = torch.tensor(config.mean, dtype=self._dtype, device=device).view(1, -1, 1, 1) * 255
         self._shift, self._scale = shift, scale
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
 
-    def __call__(self, batch: LaneBatch, *, signals: Sequence[float] = ()) -> StepResult:
+    def __call__(self, batch: LaneBatch, *, signals: Sequence[float] = ()) -> PendingStep:
         """Take one step.
 
         Args:
             batch: this worker's lanes.
             signals: numbers that are summed over workers in the same reduction as the loss; as many on every worker.
-
-        Raises:
-            NonFiniteLoss: on every worker alike.
         """
         info = StepInfo(step=batch.step, total_steps=self._config.total_steps)
         with torch.no_grad():
             self._method.before_step(info)
         self._gradients.zero_()
-        loss, rows, statistics = self._forward_backward(batch)
-        said = torch.cat([loss.double().view(1), torch.tensor(signals, dtype=torch.float64, device=self._device)])
-        value, *summed = self._collectives.sum_(said).tolist()
-        if not np.isfinite(value):
-            shown = batch.positions.ravel().tolist()[:8]
-            raise NonFiniteLoss(
-                f"the loss at step {batch.step} is {value}; this worker's samples: {shown} …; "
-                "nothing of the step was kept: lower optim.base_rate or use train.precision=fp32, under a new name"
-            )
-        self._gradients.sum_over_workers_(self._collectives)
-        self._commit(info, rows, statistics)
-        return StepResult(loss=value, gradient_norm=float(self._gradients.norm()), signals=tuple(summed))
+        with span("to device"):
+            moved = self._on_device(batch)
+            shown = torch.tensor(signals, dtype=torch.float64).to(self._device, non_blocking=True)
+        loss, rows, statistics = self._forward_backward(moved)
+        with span("reduce"):
+            self._gradients.sum_over_workers_()
+            said = self._collectives.sum_(torch.cat([loss.double().view(1), shown]))
+            if statistics is not None:
+                statistics = self._gather(statistics, 1)
+        with span("optimiser"):
+            norm = self._gradients.norm().double()
+            self._finite = self._finite & norm.isfinite() & said[0].isfinite()
+            self._commit(info, rows, statistics)
+        return PendingStep(batch, torch.cat([norm.view(1), said]))
 
     @property
     def encoder(self) -> nn.Module:
@@ -134,7 +195,7 @@ class TrainStep:
         views, encoder = pixels.shape[1], self._method.encoder
         encoder.eval()
         with self._autocast():
-            own: Tensor = encoder(self._normalised(np.ascontiguousarray(pixels)))
+            own: Tensor = encoder(self._normalised(torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)))
         encoder.train()
         everyone = self._gather(_accurate(own), views * per_lane)
         return everyone.unflatten(0, (self._lanes.count, views, per_lane)).transpose(0, 1).flatten(1, 2)
@@ -142,7 +203,18 @@ class TrainStep:
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16) if self._config.precision == "bf16" else nullcontext()
 
-    def _forward_backward(self, batch: LaneBatch) -> tuple[Tensor, GlobalRows, Tensor | None]:
+    def _on_device(self, batch: LaneBatch) -> _DeviceBatch:
+        def moved(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values).to(self._device, non_blocking=True)
+
+        return _DeviceBatch(
+            step=batch.step,
+            epoch=batch.epoch,
+            positions=moved(batch.positions),
+            groups={name: moved(pixels) for name, pixels in batch.groups.items()},
+        )
+
+    def _forward_backward(self, batch: _DeviceBatch) -> tuple[Tensor, GlobalRows, Tensor | None]:
         if self._method.shuffled_view is not None:
             batch = self._with_shuffled_view(batch, self._method.shuffled_view)
         if self._method.per_sample:
@@ -155,15 +227,16 @@ class TrainStep:
             if self._norms:
                 statistics.append(take_statistics(self._norms, len(chunk)))
         own = {name: torch.cat([part[name] for part in embedded]) for name in embedded[0]}
-        loss, rows, gradients = self._loss_and_row_gradients(own)
+        with span("loss"):
+            loss, rows, gradients = self._loss_and_row_gradients(own)
         if self._cached:
             self._push_by_chunk(batch, gradients)
         else:
-            torch.autograd.backward([own[name] for name in gradients], list(gradients.values()))
-        gathered = self._gather(torch.cat(statistics), 1) if statistics else None
-        return loss, rows, gathered
+            with span("backward"), self._gradients.last_backward():
+                torch.autograd.backward([own[name] for name in gradients], list(gradients.values()))
+        return loss, rows, torch.cat(statistics) if statistics else None
 
-    def _accumulate(self, batch: LaneBatch) -> tuple[Tensor, GlobalRows, Tensor | None]:
+    def _accumulate(self, batch: _DeviceBatch) -> tuple[Tensor, GlobalRows, Tensor | None]:
         """A mean over samples, chunk by chunk: a chunk's loss weighs as much as its share of the lanes."""
         total = torch.zeros((), dtype=self._dtype, device=self._device)
         statistics: list[Tensor] = []
@@ -173,23 +246,26 @@ class TrainStep:
                 statistics.append(take_statistics(self._norms, len(chunk)))
             rows = GlobalRows(rows=part, num_lanes=len(chunk), own_lanes=range(len(chunk)))
             loss = self._method.loss(rows) * (len(chunk) / self._lanes.count)
-            loss.backward()
+            with span("backward"), self._last_backward(chunk):
+                loss.backward()
             total += loss.detach()
-        return total, self._global_rows({}), self._gather(torch.cat(statistics), 1) if statistics else None
+        return total, self._global_rows({}), torch.cat(statistics) if statistics else None
 
-    def _with_shuffled_view(self, batch: LaneBatch, view: int) -> LaneBatch:
+    def _last_backward(self, chunk: range) -> AbstractContextManager[None]:
+        return self._gradients.last_backward() if chunk == self._chunks[-1] else nullcontext()
+
+    def _with_shuffled_view(self, batch: _DeviceBatch, view: int) -> _DeviceBatch:
         """The batch with one more group: a view of every sample, regrouped across all lanes."""
         counts = [count * self._lanes.size for count in self._lanes.counts]
         bits = rng.random_bits(rng.key(self._config.seed, "shuffle", batch.step), self._lanes.global_batch)
         order = torch.from_numpy(np.argsort(bits, kind="stable"))
-        pixels = torch.from_numpy(np.ascontiguousarray(batch.groups["views"][:, view]))
-        own = pixels.flatten(0, 1).to(self._device)
-        mine = self._collectives.exchange_rows(own, order.to(self._device), counts).cpu().numpy()
-        groups = {**batch.groups, "shuffled": mine.reshape(len(batch.positions), 1, *batch.groups["views"].shape[2:])}
-        slots = order.split(counts)[self._lanes.rank].view(batch.positions.shape).numpy()
-        return replace(batch, groups=groups, shuffled_slots=slots)
+        pixels = batch.groups["views"][:, view].flatten(0, 1)
+        mine = self._collectives.exchange_rows(pixels, order, counts)
+        groups = {**batch.groups, "shuffled": mine.view(len(batch.positions), 1, -1, *pixels.shape[1:])}
+        slots = order.split(counts)[self._lanes.rank].view(batch.positions.shape)
+        return replace(batch, groups=groups, shuffled_slots=slots.to(self._device, non_blocking=True))
 
-    def _push_by_chunk(self, batch: LaneBatch, gradients: Mapping[str, Tensor]) -> None:
+    def _push_by_chunk(self, batch: _DeviceBatch, gradients: Mapping[str, Tensor]) -> None:
         """Second pass of gradient caching: embed each chunk with graph and push its slice of the rows' gradient."""
         for chunk in self._chunks:
             part = self._embed_chunk(batch, chunk, record=False)
@@ -198,31 +274,30 @@ class TrainStep:
             for name in pushed:
                 per_lane = len(gradients[name]) // len(self._lanes.owned)
                 slices.append(gradients[name][chunk.start * per_lane : chunk.stop * per_lane])
-            torch.autograd.backward([part[name] for name in pushed], slices)
+            with span("backward"), self._last_backward(chunk):
+                torch.autograd.backward([part[name] for name in pushed], slices)
 
-    def _embed_chunk(self, batch: LaneBatch, chunk: range, *, record: bool) -> dict[str, Tensor]:
-        with lane_groups(self._norms, len(chunk), record=record), self._autocast():
+    def _embed_chunk(self, batch: _DeviceBatch, chunk: range, *, record: bool) -> dict[str, Tensor]:
+        with span("forward"), lane_groups(self._norms, len(chunk), record=record), self._autocast():
             return dict(self._embed(self._view_batch(batch, chunk)))
 
-    def _view_batch(self, batch: LaneBatch, chunk: range) -> ViewBatch:
+    def _view_batch(self, batch: _DeviceBatch, chunk: range) -> ViewBatch:
         lanes = slice(chunk.start, chunk.stop)
         images = {name: self._normalised(pixels[lanes]) for name, pixels in batch.groups.items()}
-        positions = torch.from_numpy(batch.positions[lanes].ravel()).to(self._device)
         slots = batch.shuffled_slots
         return ViewBatch(
             images=images,
-            positions=positions,
+            positions=batch.positions[lanes].flatten(),
             num_lanes=len(chunk),
             step=batch.step,
             epoch=batch.epoch,
             seed=self._config.seed,
-            shuffled_slots=None if slots is None else torch.from_numpy(slots[lanes].ravel()).to(self._device),
+            shuffled_slots=None if slots is None else slots[lanes].flatten(),
         )
 
-    def _normalised(self, pixels: np.ndarray) -> Tensor:
+    def _normalised(self, pixels: Tensor) -> Tensor:
         """uint8 [L, V, b, H, W, K] to standardised float [L · V · b, K, H, W], channels last in memory."""
-        rows = torch.from_numpy(pixels.reshape(-1, *pixels.shape[3:])).to(self._device, non_blocking=True)
-        return rows.permute(0, 3, 1, 2).to(self._dtype).sub_(self._shift).div_(self._scale)
+        return pixels.flatten(0, 2).permute(0, 3, 1, 2).to(self._dtype).sub_(self._shift).div_(self._scale)
 
     def _loss_and_row_gradients(self, own: Mapping[str, Tensor]) -> tuple[Tensor, GlobalRows, dict[str, Tensor]]:
         """This worker's part of the loss, the global rows, and the whole loss's gradient on own rows."""
@@ -255,10 +330,14 @@ class TrainStep:
     def _commit(self, info: StepInfo, rows: GlobalRows, statistics: Tensor | None) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(info.step)
+        self._gradients.clear_(unless=self._finite)
+        if self._optim.clip_norm is not None:
+            self._gradients.clip_(self._optim.clip_norm)
+        self.optimizer.found_inf = (~self._finite).float()  # pyright: ignore[reportAttributeAccessIssue] (torch's seam)
         self.optimizer.step()
         if statistics is not None:
-            commit_statistics(self._norms, statistics)
-        self._method.after_step(rows)
+            commit_statistics(self._norms, statistics, keep=self._finite)
+        self._method.after_step(rows, self._finite)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimiser's tensors by `<parameter>/<key>`."""

@@ -20,7 +20,7 @@ CONFIG = LoopConfig(
     total_steps=TOTAL_STEPS,
     steps_per_epoch=STEPS_PER_EPOCH,
     global_batch=GLOBAL_BATCH,
-    checkpoint_every_steps=2,
+    checkpoint_every_steps=3,
     log_every=1,
     audit=True,
 )
@@ -74,10 +74,10 @@ def test_a_disturbed_run_is_the_undisturbed_one(pool: GlooPool, tmp_path: Path, 
     assert [result.finished for result in pool.run(world, attempt, run, whole, 1, {})] == [True] * world
 
     with pytest.raises(TaskFailed, match="Killed"):
-        pool.run(world, attempt, run, disturbed, 1, {"kill_in": 4})
-    assert sorted(path.name for path in (disturbed / "checkpoints").iterdir()) == ["step-00000002"]
-    stopped = pool.run(world, attempt, run, disturbed, 2, {"stop_in": 1})
-    assert [(result.finished, result.steps) for result in stopped] == [(False, 3)] * world
+        pool.run(world, attempt, run, disturbed, 1, {"kill_in": 5})
+    assert sorted(path.name for path in (disturbed / "checkpoints").iterdir()) == ["step-00000003"]
+    stopped = pool.run(world, attempt, run, disturbed, 2, {"stop_in": 1})  # heard while the second is under way
+    assert [(result.finished, result.steps) for result in stopped] == [(False, 5)] * world
     finished = pool.run(world, attempt, run, disturbed, 3, {})
     assert [(result.finished, result.steps) for result in finished] == [(True, TOTAL_STEPS)] * world
 
@@ -110,5 +110,5 @@ def unshared(collectives: Collectives, run: TinyRun, folder: Path) -> None:
 def test_workers_that_see_different_checkpoints_do_not_start(pool: GlooPool, tmp_path: Path) -> None:
     run = tiny_run("simclr")
     pool.run(1, attempt, run, tmp_path / "0", 1, {"stop_in": 1})
-    with pytest.raises(TaskFailed, match=r"workers found checkpoints of different steps \[1, 0\]"):
+    with pytest.raises(TaskFailed, match=r"workers found checkpoints of different steps \[2, 0\]"):
         pool.run(2, unshared, run, tmp_path)

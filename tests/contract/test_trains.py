@@ -59,7 +59,7 @@ def test_the_loss_falls_and_features_stay_apart(name: str) -> None:
     complaints: list[str | None] = []
     watch = CollapseWatch()
     for batch in LaneLoader(Digits(), method.recipe, schedule).stream(0, STEPS):
-        losses.append(step(batch).loss)
+        losses.append(step(batch).result().loss)
         if batch.step % 10 == 9:
             complaints.append(watch.complaint(measure(step.features(batch, samples=BATCH))))
     assert mean(losses[-10:]) < 0.95 * mean(losses[2:12])  # MoCo's queue begins with noise, which is easily told apart

@@ -99,8 +99,8 @@ class HardRows(nn.Module):
     def before_step(self, info: StepInfo) -> None:
         pass
 
-    def after_step(self, rows: GlobalRows) -> None:
-        self.seen += rows.rows["position"].sum()
+    def after_step(self, rows: GlobalRows, keep: Tensor) -> None:
+        self.seen += rows.rows["position"].sum() * keep
 
 
 def hard_step(collectives: Collectives, micro_batch: int | None) -> tuple[float, list[float], int]:
@@ -117,7 +117,7 @@ def hard_step(collectives: Collectives, micro_batch: int | None) -> tuple[float,
         collectives=collectives,
         device=torch.device("cpu"),
     )
-    result = step(batch, signals=(1.0, float(collectives.rank)))
+    result = step(batch, signals=(1.0, float(collectives.rank))).result()
     assert result.signals == (collectives.world, sum(range(collectives.world)))
     gradient = torch.cat([p.grad.flatten() for p in method.encoder.parameters() if p.grad is not None])
     return result.loss, gradient.tolist(), int(method.seen)

@@ -17,7 +17,8 @@ from ssl_core.collectives import Collectives
 from ssl_core.data.loader import LaneLoader, Schedule
 from ssl_core.lanes import Lanes
 from ssl_core.methods import METHODS, build_method
-from ssl_core.nn.backbones import ModelConfig, build_encoder
+from ssl_core.methods.base import as_module
+from ssl_core.nn.backbones import ModelConfig, build_encoder, checkpoint_activations
 from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
 from ssl_core.optim import OptimConfig
 from ssl_core.train.step import Precision, StepConfig, TrainStep
@@ -99,12 +100,16 @@ def build(
     precision: Precision = "fp64",
     micro_batch: int | None = None,
     total_steps: int = TOTAL_STEPS,
+    global_batch_norm: bool = False,
+    checkpointed: bool = False,
 ) -> tuple[TrainStep, LaneLoader]:
     """The step and the batches of one worker."""
     lanes = Lanes.cut(GLOBAL_BATCH, NUM_LANES, rank=collectives.rank, world=collectives.world)
     encoder = build_encoder(run.model, seed=SEED)
+    if checkpointed:
+        checkpoint_activations(encoder)
     method = build_method(run.name, run.method, encoder=encoder, recipe=CropRecipe.of(run.views), seed=SEED)
-    use_lane_batch_norm(method)  # pyright: ignore[reportArgumentType] (a method is a module)
+    use_lane_batch_norm(as_module(method), everyone=collectives if global_batch_norm else None)
     config = StepConfig(
         total_steps=total_steps,
         seed=SEED,

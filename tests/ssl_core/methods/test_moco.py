@@ -45,7 +45,9 @@ def test_numbers_follow_the_version() -> None:
 def test_loss_takes_keys_in_lane_order_and_negatives_of_earlier_steps_alone() -> None:
     method = moco(queue=7).double()
     q, k, earlier = draws(6, 5, seed=0), draws(6, 5, seed=1), draws(9, 5, seed=2)
-    method.after_step(GlobalRows(rows={"q": earlier, "k": earlier}, num_lanes=3, own_lanes=range(3)))
+    method.after_step(
+        GlobalRows(rows={"q": earlier, "k": earlier}, num_lanes=3, own_lanes=range(3)), torch.tensor(True)
+    )
     queue = torch.nn.functional.normalize(earlier, dim=1)[-7:]
     slot = torch.tensor([4, 0, 5, 2, 1, 3])
     rows: dict[str, torch.Tensor] = {"q": q, "k": k[slot], "slot": slot}

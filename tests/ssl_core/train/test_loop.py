@@ -129,8 +129,10 @@ def test_asked_to_stop_it_saves_the_step_that_is_done(calm: tuple[str, Path, Any
     name, _, expected = calm
     (tmp_path / STOP_FILE).touch()
     result, _ = attempt(tmp_path, 1, name=name)
-    assert (result.finished, result.steps) == (False, 1)
-    assert [path.name for path in all_checkpoints(tmp_path / CHECKPOINTS)] == ["step-00000001"]
+    assert (result.finished, result.steps) == (False, 2)  # the step under way when the first one's result is read
+    assert [path.name for path in all_checkpoints(tmp_path / CHECKPOINTS)] == ["step-00000002"]
+    assert [line["step"] for line in join_parts(tmp_path, "audit")] == [0, 1]
+    assert [line["step"] for line in join_parts(tmp_path, "metrics")] == [1, 2]
     (tmp_path / STOP_FILE).unlink()
     assert_same(attempt(tmp_path, 2, name=name)[1], expected)
 

@@ -4,14 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_engine import NUM_SAMPLES, TOTAL_STEPS, Noise, make_engine
 from torch import nn
 
 from ssl_core.data.quarantine import Quarantine
 from ssl_core.errors import Resumable
+from ssl_core.methods.base import StepInfo
 from ssl_core.train import loop
 from ssl_core.train.checkpoint import all_checkpoints, load_checkpoint, newest_readable
 from ssl_core.train.records import join_parts
+from ssl_core.train.step import NonFiniteLoss
 
 
 def saved(folder: Path) -> list[int]:
@@ -53,7 +56,23 @@ def test_checkpoints_are_due_by_the_clock_and_at_the_end_of_an_epoch(
     assert engine.schedule.steps_per_epoch == 3
     other = make_engine(tmp_path / "other")
     other.train(keep_checkpoints=10, checkpoint_every_steps=None, checkpoint_every_seconds=15.0)
-    assert saved(other.folder) == list(range(1, TOTAL_STEPS + 1))
+    assert saved(other.folder) == [2, 4, 6, 7]  # said with one step, heard and done when the next is under way
+
+
+def test_a_step_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
+    engine = make_engine(tmp_path)
+    begin = engine.method.before_step
+
+    def spoil(info: StepInfo) -> None:
+        begin(info)
+        if info.step == 3:
+            engine.method.centre.fill_(torch.nan)
+
+    engine.method.before_step = spoil
+    with pytest.raises(NonFiniteLoss, match="loss at step 3 is nan"):
+        engine.train(keep_checkpoints=10, checkpoint_every_steps=2)
+    assert saved(tmp_path) == [2]
+    assert [line["step"] for line in join_parts(tmp_path, "audit")] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 3, 6, 7]), (50, [1, 7])])

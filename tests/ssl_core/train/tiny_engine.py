@@ -52,8 +52,9 @@ class Linear(nn.Module):
     def before_step(self, info: StepInfo) -> None:
         self.steps_begun.append(info.step)
 
-    def after_step(self, rows: GlobalRows) -> None:
-        self.centre.lerp_(rows.rows["z"].mean(0).to(self.centre), 0.1)
+    def after_step(self, rows: GlobalRows, keep: Tensor) -> None:
+        moved = self.centre.lerp(rows.rows["z"].mean(0).to(self.centre), 0.1)
+        self.centre.copy_(torch.where(keep, moved, self.centre))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,13 @@ class Engine:
 
 
 def make_engine(
-    folder: Path, *, method: Linear | None = None, images: Noise | None = None, max_bad: int = 1, **config: Any
+    folder: Path,
+    *,
+    method: Linear | None = None,
+    images: Noise | None = None,
+    max_bad: int = 1,
+    optim: OptimConfig | None = None,
+    **config: Any,
 ) -> Engine:
     """A worker alone, at the start or where the folder is; `config` are fields of `StepConfig`."""
     lanes = Lanes.cut(GLOBAL_BATCH, 2)
@@ -125,7 +132,7 @@ def make_engine(
     step = TrainStep(
         method,
         StepConfig(**values),
-        optim=OptimConfig(name="sgd", base_rate=3.0),
+        optim=optim or OptimConfig(name="sgd", base_rate=3.0),
         lanes=lanes,
         collectives=Collectives(),
         device=torch.device("cpu"),
