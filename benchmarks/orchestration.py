@@ -1,0 +1,121 @@
+"""What does Ray Train take away from the loop, against `torchrun` with the same loop, and what do two workers give?
+
+    python benchmarks/orchestration.py data.train=<shards> [key=value …]
+
+Two workers through Ray Train, two through torchrun, one through torchrun, in turns, `--rounds` times; each runs
+`pipelines.worker.run_worker` with the same config (SimCLR's CIFAR-10 recipe, 60 steps, no probe, a thread a core).
+Prints images per second of the steps (the first left out), medians of the paired ratios, and the processor seconds
+that Ray's own processes took beside the workers.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from time import sleep
+from typing import Any
+
+from pipelines.config import compose
+from pipelines.worker import Job, keep_freed_memory, run_worker
+from ssl_core.collectives import Collectives, leave_group, start_gloo
+from ssl_core.train.context import InProcessContext
+
+STEPS = 60
+
+
+def job(overrides: list[str], workers: int, folder: Path) -> Job:
+    """The same attempt for every way to run it."""
+    folder.mkdir()
+    fixed = ["experiment=simclr_cifar10", f"train.steps={STEPS}", "data.lanes=8", f"train.workers={workers}"]
+    return Job(config=compose("pretrain", [*fixed, *overrides]), folder=str(folder), attempt=1)
+
+
+def worker_of_torchrun(path: Path) -> None:
+    """What torchrun starts."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address = f"{os.environ['MASTER_ADDR']}:{int(os.environ['MASTER_PORT']) + 1}"
+    collectives = start_gloo(rank, world, address) if world > 1 else Collectives()
+    keep_freed_memory()
+    work = Job(**json.loads(path.read_text()))
+    result = run_worker(work, InProcessContext(folder=Path(work.folder), collectives=collectives))
+    if rank == 0:
+        (Path(work.folder) / "result.json").write_text(json.dumps(vars(result)))
+    leave_group()
+
+
+def by_torchrun(work: Job, workers: int) -> float:
+    """Images per second."""
+    path = Path(work.folder) / "job.json"
+    path.write_text(json.dumps(asdict(work)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+    subprocess.run([*command, __file__, "--worker", str(path)], check=True, capture_output=True)
+    return json.loads((Path(work.folder) / "result.json").read_text())["images_per_second"]
+
+
+def by_ray(work: Job, workers: int) -> tuple[float, float]:
+    """Images per second, and processor seconds of Ray's own processes while the attempt ran."""
+    from pipelines.attempt import run_attempt
+
+    before = daemon_seconds()
+    result = run_attempt(work, workers=workers, total_steps=STEPS, steps_per_epoch=STEPS)
+    return result["images_per_second"], daemon_seconds() - before
+
+
+def daemon_seconds() -> float:
+    """Processor seconds so far of the processes below this one that are Ray's, but for its workers."""
+    parents: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, fields = stat.read_text().rsplit(")", 1)
+        except OSError:
+            continue  # it ended
+        pid, words = int(stat.parent.name), fields.split()
+        parents[pid] = int(words[1])
+        is_worker = "RayTrainWorker" in name or "TrainWorker" in name
+        seconds[pid] = 0.0 if is_worker else (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    mine = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    return sum(seconds[pid] for pid in mine - {os.getpid()} if pid in seconds)
+
+
+def main() -> None:
+    """Run all in turns and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        worker_of_torchrun(arguments.worker)
+        return
+    from pipelines.ray_context import start_ray
+
+    start_ray(None, workers=2)
+    figures: list[tuple[float, float, float]] = []
+    daemons: list[float] = []
+    with tempfile.TemporaryDirectory() as storage:
+        for number in range(arguments.rounds):
+
+            def make(name: str, workers: int, number: int = number) -> Any:
+                return job(arguments.overrides, workers, Path(storage) / f"{name}-{number}")
+
+            ray, spent = by_ray(make("ray", 2), 2)
+            sleep(2)  # Ray's workers leave
+            figures.append((ray, by_torchrun(make("torchrun", 2), 2), by_torchrun(make("alone", 1), 1)))
+            daemons.append(spent)
+            print("images/s: Ray Train {:.0f}, torchrun {:.0f}, one worker {:.0f}".format(*figures[-1]), flush=True)
+    print(
+        f"Ray Train / torchrun {median(a / b for a, b, _ in figures):.3f}, two workers / one "
+        f"{median(a / c for a, _, c in figures):.3f}; Ray's own processes {median(daemons):.1f} CPU seconds an attempt"
+    )
+
+
+if __name__ == "__main__":
+    main()
