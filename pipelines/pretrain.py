@@ -128,6 +128,7 @@ def _train_probe_register(run: Any, plan: Any, tracker: Any, uri: str) -> None:
     if report is not None:
         say(report.table())
         tracker.log_results(report.metrics(), step=plan.total_steps)
+        tracker.set_tags({"mlflow.note.content": report.table()})  # the run's description on its page
         summary["probe"] = report.to_dict()
     tracker.log_artifact(run.path / "export" / "config.json", "export")
     for picture in _pictures(run, plan):

@@ -201,16 +201,17 @@ class _Results:
 
     def of_the_step_before(self, batch: LaneBatch, pending: PendingStep, looks: dict[str, float]) -> _Verdict:
         """Take a step that is under way, and read the one before it, if that is not read yet."""
-        verdict = self._read(log=False)
+        verdict = self._read(last=False, stopping=False)
         self._ahead = (batch, pending, looks)
         return verdict
 
     def of_this_step(self, verdict: _Verdict) -> _Verdict:
         """Wait for the step that is under way; what was decided before it holds as well."""
-        last = self._read(log=verdict.stop)
+        last = self._read(last=True, stopping=verdict.stop)
         return _Verdict(stop=verdict.stop or last.stop, too_many=verdict.too_many or last.too_many)
 
-    def _read(self, *, log: bool) -> _Verdict:
+    def _read(self, *, last: bool, stopping: bool) -> _Verdict:
+        """Wait for the step's result; of a run that stops, the last step is written down, whichever it is."""
         if self._ahead is None:
             return _Verdict()
         (batch, pending, looks), self._ahead = self._ahead, None
@@ -221,7 +222,7 @@ class _Results:
         done = batch.step + 1
         stop, save, num_found = result.signals
         ends = done in (self._first + 1, self._config.total_steps)
-        if log or stop or looks or ends or done % self._config.log_every == 0:
+        if (last and (stopping or stop)) or looks or ends or done % self._config.log_every == 0:
             values = {
                 "loss": result.loss,
                 "learning_rate": self._step.rate(batch.step),

@@ -100,11 +100,12 @@ def build(
     precision: Precision = "fp64",
     micro_batch: int | None = None,
     total_steps: int = TOTAL_STEPS,
+    global_batch: int = GLOBAL_BATCH,
     global_batch_norm: bool = False,
     checkpointed: bool = False,
 ) -> tuple[TrainStep, LaneLoader]:
     """The step and the batches of one worker."""
-    lanes = Lanes.cut(GLOBAL_BATCH, NUM_LANES, rank=collectives.rank, world=collectives.world)
+    lanes = Lanes.cut(global_batch, NUM_LANES, rank=collectives.rank, world=collectives.world)
     encoder = build_encoder(run.model, seed=SEED)
     if checkpointed:
         checkpoint_activations(encoder)
@@ -120,5 +121,6 @@ def build(
     )
     device = torch.device("cpu")
     step = TrainStep(method, config, optim=run.optim, lanes=lanes, collectives=collectives, device=device)
-    schedule = Schedule(shard_samples=SHARD_SAMPLES, seed=SEED, block=20, lanes=lanes)
+    shards = SHARD_SAMPLES * (global_batch // GLOBAL_BATCH)
+    schedule = Schedule(shard_samples=shards, seed=SEED, block=20, lanes=lanes)
     return step, LaneLoader(KeyedImages(), method.recipe, schedule)

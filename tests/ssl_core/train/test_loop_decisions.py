@@ -13,6 +13,7 @@ from ssl_core.errors import Resumable
 from ssl_core.methods.base import StepInfo
 from ssl_core.train import loop
 from ssl_core.train.checkpoint import all_checkpoints, load_checkpoint, newest_readable
+from ssl_core.train.context import STOP_FILE
 from ssl_core.train.records import join_parts
 from ssl_core.train.step import NonFiniteLoss
 
@@ -98,6 +99,18 @@ def test_a_monitor_sees_the_encoder_every_so_many_steps_and_its_numbers_are_logg
     assert [one is engine.step.encoder for one in seen] == [True, True]
     lines = join_parts(tmp_path, "metrics")
     assert [(line["step"], line.get("looks")) for line in lines] == [(1, None), (3, 1.0), (6, 2.0), (7, None)]
+
+
+def test_of_a_run_that_stops_the_last_step_is_logged_and_not_the_one_before(tmp_path: Path) -> None:
+    engine = make_engine(tmp_path)
+
+    def ask(encoder: nn.Module) -> dict[str, float]:
+        (tmp_path / STOP_FILE).touch()
+        return {"looks": 1.0}
+
+    result = engine.train(monitor=ask, monitor_every=3, log_every=100, checkpoint_every_steps=100)
+    assert (result.finished, result.steps) == (False, 5)
+    assert [line["step"] for line in join_parts(tmp_path, "metrics")] == [1, 3, 5]
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
