@@ -36,8 +36,6 @@ __all__ = ["Status", "Tracker", "TrackingConfig", "check_reachable", "flatten", 
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 STEP_METRIC = "logged_step"
-# else MLflow opens the experiment on its pages for prompts and traces
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _PARAMETER_CHARACTERS = 6000
 _PARAMETERS_A_CALL = 100
 _SECRET_WORDS = ("secret", "password", "token", "credential", "access_key")
@@ -259,7 +257,7 @@ def experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> s
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=artifacts, tags=_EXPERIMENT_TAGS)
+            return client.create_experiment(name, artifact_location=artifacts)
         except MlflowException:  # somebody else was faster
             if (found := client.get_experiment_by_name(name)) is None:
                 raise
