@@ -30,7 +30,7 @@ demo: install
 
 ui: install
 	@test -f $(STORE)/mlflow.db || { echo "$(STORE)/mlflow.db is not there: run make demo first, or give STORE=<storage folder>"; exit 1; }
-	@echo "MLflow on http://127.0.0.1:$(PORT), in a few seconds; Ctrl-C ends it"
+	@echo "In a few seconds: http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning   (Ctrl-C ends it)"
 	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 	  $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --backend-store-uri sqlite:///$(STORE)/mlflow.db --artifacts-destination $(STORE)/mlartifacts
