@@ -43,12 +43,13 @@ class FlatGradients:
             start = stop
         self._watching = False
         self._missing = list(self._sizes)
+        self._sent = 0
         self._under_way: list[Pending] = []
 
     def zero_(self) -> None:
         """Start a step."""
         self.buffer.zero_()
-        self._missing, self._under_way = list(self._sizes), []
+        self._missing, self._sent = list(self._sizes), 0
 
     @contextmanager
     def last_backward(self) -> Generator[None]:
@@ -62,18 +63,20 @@ class FlatGradients:
     def _complete(self, parameter: Tensor) -> None:
         if self._watching:
             self._missing[self._bucket_of[parameter]] -= 1  # pyright: ignore[reportArgumentType] (it is a parameter)
-            while len(self._under_way) < len(self._buckets) and self._missing[len(self._under_way)] == 0:
+            while self._sent < len(self._buckets) and self._missing[self._sent] == 0:
                 self._send_next()
 
     def _send_next(self) -> None:
-        self._under_way.append(self._collectives.start_sum_(self._buckets[len(self._under_way)]))
+        self._under_way.append(self._collectives.start_sum_(self._buckets[self._sent]))
+        self._sent += 1
 
     def sum_over_workers_(self) -> None:
         """Add all workers' gradients; each holds the gradient of its part of the loss, so the sum is the whole one."""
-        while len(self._under_way) < len(self._buckets):  # those of parameters that backward did not get to
+        while self._sent < len(self._buckets):  # those of parameters that backward did not get to
             self._send_next()
         for pending in self._under_way:
             pending.wait()
+        self._under_way.clear()  # each keeps connections open, and so others waiting for a worker that has left
 
     def clear_(self, *, unless: Tensor) -> None:
         """Set everything to 0 where `unless` (bool []) is false, whatever is in it."""
