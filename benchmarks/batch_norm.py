@@ -26,7 +26,7 @@ def encoder() -> nn.Module:
     """`resnet_micro`, channels last."""
     model = compose("pretrain", ["model=resnet_micro"])["model"]
     config = ModelConfig(**{key: value for key, value in model.items() if key not in ("mean", "std")})
-    return build_encoder(config, seed=0).to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
+    return build_encoder(config, seed=0).to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue] (stubs)
 
 
 def turn(module: nn.Module, images: Tensor, *, lanes: int, bf16: bool, compiled: bool) -> Callable[[], None]:

@@ -141,7 +141,7 @@ def lightly(arguments: argparse.Namespace) -> tuple[float, nn.Module]:
     encoder = plan.random_encoder()
     widths = plan.config.method["projector"]
     head = heads.SimCLRProjectionHead(encoder.num_features, widths[0], widths[1], batch_norm=False)
-    model = nn.Sequential(encoder, head).to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
+    model = nn.Sequential(encoder, head).to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue] (stubs)
     criterion = losses.NTXentLoss(temperature=TEMPERATURE)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]

@@ -76,7 +76,7 @@ def our_step(values: dict[str, Any], lanes: Lanes, precision: Any, compile_it: b
 def bare_step(values: dict[str, Any], lanes: Lanes, precision: str, compile_it: bool) -> Callable[[int], None]:
     """The same networks without anything around them."""
     method = method_of(values)
-    module = as_module(method).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    module = as_module(method).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (stubs)
     optimizer = build_optimizer(typed(OptimConfig, values["optim"], "optim."), method.parameters())
     group = method.recipe.groups[0]
     images = torch.randn(lanes.global_batch * group.count, group.channels, group.height, group.width)

@@ -117,7 +117,7 @@ def test_a_gradient_that_is_not_finite_is_not_kept_either(tmp_path: Path) -> Non
     def spoil() -> None:
         gradients.buffer[0] = torch.inf
 
-    gradients: FlatGradients = engine.step._gradients  # pyright: ignore[reportPrivateUsage]
+    gradients: FlatGradients = engine.step._gradients  # pyright: ignore[reportPrivateUsage] (to spoil it)
     gradients.sum_over_workers_ = spoil
     with pytest.raises(NonFiniteLoss, match="gradient's norm at step 0 is inf"):
         engine.step(engine.loader.batch(0)).result()
