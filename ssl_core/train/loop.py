@@ -1,6 +1,7 @@
 """The worker loop: resume, step, record, checkpoint, stop. The platform is the `RunContext`, not Ray or MLflow."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +72,7 @@ def train(
     `complaints` are lines for the run's events.
     """
     first, damaged = _resume(step, quarantine, context)
-    meter = _Meter(config.global_batch)
+    meter = _Meter(config.global_batch, window=config.log_every)
     saver = _Saver(step, quarantine, config, context)
     records = _Records(config, context, first)
     for complaint in (*complaints, *damaged):
@@ -268,13 +269,17 @@ class _Records:
 
 
 class _Meter:
-    """Images per second and the share of time spent waiting for data."""
+    """Images per second and the share of time spent waiting for data, over half a `window` of steps or more.
 
-    def __init__(self, global_batch: int) -> None:
-        self._global_batch = global_batch
-        self._start = self._since = time.monotonic()
-        self._steps = self._steps_since = 0
-        self._waited_since = 0.0
+    Results are read late, the last ones of a run at once: a shorter span would say when they were read, not how fast
+    they came.
+    """
+
+    def __init__(self, global_batch: int, *, window: int) -> None:
+        self._global_batch, self._shortest = global_batch, max(1, window // 2)
+        self._start = time.monotonic()
+        self._steps, self._waited = 0, 0.0
+        self._marks = deque([_Mark(seconds=self._start, steps=0, waited=0.0)])
         self._first_done = self._start
 
     def waiting(self, batches: Iterator[LaneBatch]) -> Iterator[LaneBatch]:
@@ -285,25 +290,26 @@ class _Meter:
                 batch = next(batches, None)
             if batch is None:
                 return
-            self._waited_since += time.monotonic() - before
+            self._waited += time.monotonic() - before
             yield batch
 
     def step_done(self) -> None:
         self._steps += 1
-        self._steps_since += 1
         if self._steps == 1:
             self._first_done = time.monotonic()
 
     def rates(self) -> dict[str, float]:
-        """Since the last call."""
-        now = time.monotonic()
-        seconds = max(now - self._since, 1e-9)
-        rates = {
-            "images_per_second": self._steps_since * self._global_batch / seconds,
-            "data_wait": self._waited_since / seconds,
+        """Since the last call that is long enough ago."""
+        now = _Mark(seconds=time.monotonic(), steps=self._steps, waited=self._waited)
+        while len(self._marks) > 1 and now.steps - self._marks[1].steps >= self._shortest:
+            self._marks.popleft()
+        since = self._marks[0]
+        self._marks.append(now)
+        seconds = max(now.seconds - since.seconds, 1e-9)
+        return {
+            "images_per_second": (now.steps - since.steps) * self._global_batch / seconds,
+            "data_wait": (now.waited - since.waited) / seconds,
         }
-        self._since, self._steps_since, self._waited_since = now, 0, 0.0
-        return rates
 
     @property
     def seconds(self) -> float:
@@ -314,3 +320,12 @@ class _Meter:
         if self._steps > 1:
             return (self._steps - 1) * self._global_batch / max(time.monotonic() - self._first_done, 1e-9)
         return self._steps * self._global_batch / max(self.seconds, 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mark:
+    """Where a run stood at some moment."""
+
+    seconds: float
+    steps: int
+    waited: float

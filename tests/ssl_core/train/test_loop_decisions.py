@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_engine import NUM_SAMPLES, TOTAL_STEPS, Noise, make_engine
+from tiny_engine import NUM_SAMPLES, TOTAL_STEPS, Linear, Noise, make_engine
 from torch import nn
 
 from ssl_core.data.quarantine import Quarantine
@@ -182,3 +182,19 @@ def test_figures_of_an_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert result.seconds > 0
     assert 0 < result.images_per_second < 1
     assert result.quarantined == 0
+
+
+def test_the_last_rate_is_of_several_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    class Slow(Linear):
+        def before_step(self, info: StepInfo) -> None:
+            nonlocal now
+            now += 10
+            super().before_step(info)
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    make_engine(tmp_path, method=Slow()).train(log_every=TOTAL_STEPS - 1, checkpoint_every_steps=100)
+    lines = join_parts(tmp_path, "metrics")
+    assert [line["step"] for line in lines] == [1, TOTAL_STEPS - 1, TOTAL_STEPS]
+    assert all(0 < line["images_per_second"] <= 1 for line in lines)  # eight images take ten seconds
