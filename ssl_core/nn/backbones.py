@@ -14,6 +14,7 @@ from ssl_core.errors import UserError
 torchvision_operators.declare_missing()
 
 import timm  # noqa: E402 (timm imports torchvision, which needs the declaration above)
+from timm.models import group_parameters  # noqa: E402 (the same)
 
 _DROPOUT_ARGUMENTS = (
     "drop_rate",
@@ -158,6 +159,24 @@ def checkpoint_activations(encoder: Encoder) -> None:
         raise UserError(
             f"train.checkpoint_activations=true: timm's {name} cannot do that; use train.micro_batch instead"
         ) from error
+
+
+def layer_scales(encoder: Encoder, *, decay: float) -> dict[nn.Parameter, float]:
+    """Each of the encoder's parameters' factor of the rate: `decay` for its last layer, `decay`² for the next.
+
+    Layers are as timm cuts this model: of a Vision Transformer the patch embedding and each block, the last one with
+    the norm after it.
+
+    Raises:
+        UserError: timm does not say which layers this model has.
+    """
+    backbone = cast(Any, encoder.backbone)
+    if not hasattr(backbone, "group_matcher"):
+        name = type(backbone).__name__
+        raise UserError(f"optim.layer_decay={decay}: timm does not say which layers {name} has; use null")
+    layers: dict[str, int] = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+    top = max(layers.values())
+    return {parameter: decay ** (top + 1 - layers[name]) for name, parameter in backbone.named_parameters()}
 
 
 def _first_dropout(backbone: nn.Module) -> str | None:

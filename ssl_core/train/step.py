@@ -24,6 +24,7 @@ from ssl_core.collectives import Collectives
 from ssl_core.errors import Resumable, UserError
 from ssl_core.lanes import Lanes
 from ssl_core.methods.base import Method, StepInfo, as_module
+from ssl_core.nn.backbones import layer_scales
 from ssl_core.nn.lane_batch_norm import commit_statistics, lane_batch_norms, lane_groups, take_statistics
 from ssl_core.optim import OptimConfig, build_optimizer, learning_rate
 from ssl_core.train.gradients import FlatGradients
@@ -135,7 +136,8 @@ class TrainStep:
         if self._cached and any(norm.everyone is not None for norm in self._norms):
             raise UserError("BatchNorm over the global batch needs it in one piece: no micro-batches")
         parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(optim, parameters)
+        scales = None if optim.layer_decay is None else layer_scales(method.encoder, decay=optim.layer_decay)
+        self.optimizer = build_optimizer(optim, parameters, rate_scales=scales)
         self._gradients = FlatGradients(parameters, collectives=collectives)
         self._embed = torch.compile(method.embed, dynamic=False) if config.compile else method.embed
         scale = torch.tensor(config.std, dtype=self._dtype, device=device).view(1, -1, 1, 1) * 255
@@ -329,7 +331,7 @@ class TrainStep:
     @torch.no_grad()
     def _commit(self, info: StepInfo, rows: GlobalRows, statistics: Tensor | None) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(info.step)
+            group["lr"] = self.rate(info.step) * group["rate_scale"]
         self._gradients.clear_(unless=self._finite)
         if self._optim.clip_norm is not None:
             self._gradients.clip_(self._optim.clip_norm)

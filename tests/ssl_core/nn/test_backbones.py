@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ssl_core.errors import UserError
-from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder, check_takes, timm_arguments
+from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder, check_takes, layer_scales, timm_arguments
 
 TINY = ModelConfig(
     name="resnet18", image_size=16, stem="cifar", arguments={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
@@ -122,3 +122,18 @@ def test_views_of_a_size_that_the_model_does_not_take_are_refused() -> None:
     with pytest.raises(UserError, match=r"views of 12 × 12 px .*leave views\.image_size out"):
         check_takes(vit, channels=3, height=12, width=12)
     assert vit.training
+
+
+def test_layers_of_a_transformer_have_falling_rates() -> None:
+    vit = build_encoder(replace(VIT, arguments={**VIT.arguments, "depth": 3}))
+    scales = layer_scales(vit, decay=0.5)
+    found = {name: scales[parameter] for name, parameter in vit.backbone.named_parameters()}
+    assert {found["norm.weight"], found["norm.bias"]} == {0.5}
+    for depth, scale in enumerate((0.125, 0.25, 0.5)):
+        assert {found[name] for name in found if name.startswith(f"blocks.{depth}.")} == {scale}
+    assert {found[name] for name in ("cls_token", "pos_embed", "patch_embed.proj.weight")} == {0.0625}
+
+
+def test_layers_that_timm_does_not_name_are_refused() -> None:
+    with pytest.raises(UserError, match="does not say which layers Linear has"):
+        layer_scales(Encoder(nn.Linear(4, 2), 2), decay=0.5)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from ssl_core.errors import UserError
 from ssl_core.optim import OptimConfig, build_optimizer, learning_rate
 from ssl_core.optim.build import peak_rate
 
@@ -53,6 +54,25 @@ def test_one_step_decays_what_is_decayed(name: Literal["lars", "sgd", "adamw"]) 
 
 def test_a_network_of_vectors_has_one_group() -> None:
     assert len(build_optimizer(OptimConfig(), [nn.Parameter(torch.ones(3))]).param_groups) == 1
+
+
+def test_parameters_of_one_rate_and_decay_share_a_group() -> None:
+    model = network()
+    scales = {model[0].weight: 0.5, model[0].bias: 0.5, model[1].weight: 0.25}
+    groups = build_optimizer(OptimConfig(weight_decay=0.1), model.parameters(), rate_scales=scales).param_groups
+    assert [(g["rate_scale"], g["weight_decay"], len(g["params"])) for g in groups] == [
+        (1.0, 0.1, 1),  # the linear layer's matrix
+        (1.0, 0.0, 2),  # its bias, and BatchNorm's
+        (0.5, 0.1, 1),
+        (0.5, 0.0, 1),
+        (0.25, 0.0, 1),
+    ]
+
+
+@pytest.mark.parametrize("decay", [0.0, -1.0, 1.5])
+def test_a_layer_decay_that_is_none_is_refused(decay: float) -> None:
+    with pytest.raises(UserError, match="above 0 and at most 1"):
+        OptimConfig(layer_decay=decay)
 
 
 @pytest.mark.parametrize(

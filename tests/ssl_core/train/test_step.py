@@ -168,6 +168,23 @@ def test_a_large_gradient_is_scaled_down_to_the_norm_that_is_allowed(tmp_path: P
     torch.testing.assert_close(moved, expected, rtol=1e-6, atol=1e-12)
 
 
+def test_lower_layers_are_moved_less_by_layer_decay(tmp_path: Path) -> None:
+    def moved(layer_decay: float | None) -> dict[str, Tensor]:
+        method = Linear()
+        method.encoder.backbone.group_matcher = lambda coarse: {"stem": r"^1", "blocks": r"^(\d)"}  # pyright: ignore[reportUnknownLambdaType]
+        optim = OptimConfig(name="sgd", base_rate=1.0, weight_decay=0.0, layer_decay=layer_decay)
+        engine = make_engine(tmp_path, method=method, precision="fp64", optim=optim)
+        before = {name: p.detach().clone() for name, p in engine.step.module.named_parameters()}
+        engine.step(engine.loader.batch(0))
+        return {name: p.detach() - before[name] for name, p in engine.step.module.named_parameters()}
+
+    whole, decayed = moved(None), moved(0.25)
+    for name, move in whole.items():
+        assert move.abs().max() > 0
+        factor = 0.0625 if name.startswith("encoder.backbone.1.") else 0.25
+        torch.testing.assert_close(decayed[name], move * factor, rtol=1e-9, atol=1e-15)
+
+
 def flat_weights(engine: Engine) -> Tensor:
     return torch.cat([p.detach().flatten() for p in engine.step.module.parameters()])
 
