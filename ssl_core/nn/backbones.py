@@ -174,7 +174,7 @@ def layer_scales(encoder: Encoder, *, decay: float) -> dict[nn.Parameter, float]
     if not hasattr(backbone, "group_matcher"):
         name = type(backbone).__name__
         raise UserError(f"optim.layer_decay={decay}: timm does not say which layers {name} has; use null")
-    layers: dict[str, int] = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+    layers = cast(dict[str, int], group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True))
     top = max(layers.values())
     return {parameter: decay ** (top + 1 - layers[name]) for name, parameter in backbone.named_parameters()}
 

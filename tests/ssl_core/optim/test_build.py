@@ -58,7 +58,8 @@ def test_a_network_of_vectors_has_one_group() -> None:
 
 def test_parameters_of_one_rate_and_decay_share_a_group() -> None:
     model = network()
-    scales = {model[0].weight: 0.5, model[0].bias: 0.5, model[1].weight: 0.25}
+    parameters = dict(model.named_parameters())
+    scales = {parameters["0.weight"]: 0.5, parameters["0.bias"]: 0.5, parameters["1.weight"]: 0.25}
     groups = build_optimizer(OptimConfig(weight_decay=0.1), model.parameters(), rate_scales=scales).param_groups
     assert [(g["rate_scale"], g["weight_decay"], len(g["params"])) for g in groups] == [
         (1.0, 0.1, 1),  # the linear layer's matrix

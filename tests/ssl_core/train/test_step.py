@@ -171,7 +171,8 @@ def test_a_large_gradient_is_scaled_down_to_the_norm_that_is_allowed(tmp_path: P
 def test_lower_layers_are_moved_less_by_layer_decay(tmp_path: Path) -> None:
     def moved(layer_decay: float | None) -> dict[str, Tensor]:
         method = Linear()
-        method.encoder.backbone.group_matcher = lambda coarse: {"stem": r"^1", "blocks": r"^(\d)"}  # pyright: ignore[reportUnknownLambdaType]
+        layers = {"stem": r"^1", "blocks": r"^(\d)"}
+        object.__setattr__(method.encoder.backbone, "group_matcher", lambda coarse: layers)  # pyright: ignore[reportUnknownLambdaType]
         optim = OptimConfig(name="sgd", base_rate=1.0, weight_decay=0.0, layer_decay=layer_decay)
         engine = make_engine(tmp_path, method=method, precision="fp64", optim=optim)
         before = {name: p.detach().clone() for name, p in engine.step.module.named_parameters()}
