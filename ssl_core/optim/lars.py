@@ -47,7 +47,7 @@ class LARS(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] (torch overloads it)
         """One update of every parameter that has a gradient; `closure` is not supported."""
         assert closure is None, "LARS takes no closure"
         for group in self.param_groups:

@@ -99,7 +99,7 @@ def test_every_form_of_images_gives_the_same_embeddings(form: str, loaded: Any, 
 def test_every_body_of_a_request_gives_the_same_embeddings(
     body: str, loaded: Any, expected: NDArray[np.float32]
 ) -> None:
-    from mlflow.pyfunc.scoring_server import _parse_json_data  # pyright: ignore[reportPrivateUsage]
+    from mlflow.pyfunc.scoring_server import _parse_json_data  # pyright: ignore[reportPrivateUsage] (what MLflow's server itself calls)
 
     parse: Any = _parse_json_data
     data = parse(json.dumps(BODIES[body]), loaded.metadata, loaded.metadata.get_input_schema()).data

@@ -9,7 +9,7 @@ import torch
 
 
 def generator_states() -> tuple[object, ...]:
-    in_numpy = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    in_numpy = np.random.get_state(legacy=False)["state"]  # noqa: NPY002 (global state is what must not change)
     return random.getstate(), in_numpy["key"].tolist(), in_numpy["pos"], torch.get_rng_state().tolist()
 
 

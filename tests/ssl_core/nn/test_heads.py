@@ -11,7 +11,7 @@ def described(head: nn.Sequential) -> list[str]:
     words: list[str] = []
     for layer in head:
         if isinstance(layer, nn.Linear):
-            bias = "" if layer.bias is None else " + bias"  # pyright: ignore[reportUnnecessaryComparison]
+            bias = "" if layer.bias is None else " + bias"  # pyright: ignore[reportUnnecessaryComparison] (the stubs say never None)
             words.append(f"{layer.in_features}-{layer.out_features}{bias}")
         elif isinstance(layer, nn.BatchNorm1d):
             words.append(f"norm {layer.num_features}" + ("" if layer.affine else " plain"))

@@ -54,7 +54,7 @@ def test_no_matrix_of_queries_by_bank_exists(monkeypatch: pytest.MonkeyPatch) ->
     largest = [0]
 
     class Sizes(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):  # pyright: ignore
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # pyright: ignore (torch's hook has no types)
             result = func(*args, **(kwargs or {}))
             if isinstance(result, Tensor):
                 largest[0] = max(largest[0], result.numel())

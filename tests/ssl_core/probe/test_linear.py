@@ -44,7 +44,7 @@ def test_the_walk_stops_where_the_held_out_loss_rises(monkeypatch: pytest.Monkey
 
     def noted(x_ND: Tensor, y_N: Tensor, **options: float) -> Tensor:
         walked.append(options["decay"])
-        return fit(x_ND, y_N, **options)  # pyright: ignore[reportArgumentType]
+        return fit(x_ND, y_N, **options)  # pyright: ignore[reportArgumentType] (options of several types)
 
     monkeypatch.setattr(linear, "fit_softmax", noted)
     chosen = LinearProbe(drawn(signal=0.3), num_classes=3, seed=0).fit().decay
@@ -86,7 +86,7 @@ def test_a_subset_sees_its_own_labels_alone() -> None:
     reference = LinearProbe(train, num_classes=3, seed=0).fit_subset(0.05, 0)
     probe = LinearProbe(Features(x=train.x, y=spoilt), num_classes=3, seed=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "label_subset", lambda *_, **__: chosen)  # pyright: ignore
+        patch.setattr(linear, "label_subset", lambda *_, **__: chosen)  # pyright: ignore[reportUnknownLambdaType] (a stand-in of any arguments)
         found = probe.fit_subset(0.05, 0)
     assert torch.equal(found.weights, reference.weights)
     assert found.decay == reference.decay

@@ -78,7 +78,7 @@ class Fits:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.classifiers: list[LinearClassifier] = []
         self.voters: list[Tensor] = []
-        fit, predict = linear.LinearProbe._fit, report.knn.predict  # pyright: ignore[reportPrivateUsage]
+        fit, predict = linear.LinearProbe._fit, report.knn.predict  # pyright: ignore[reportPrivateUsage] (to spy on it)
 
         def noted_fit(probe: linear.LinearProbe, x: Tensor, y: Tensor) -> LinearClassifier:
             self.classifiers.append(fit(probe, x, y))

@@ -44,7 +44,7 @@ def test_the_gradient_is_the_losses() -> None:
     weights = torch.randn(4, 13, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
     value = loss(x, y, weights, 0.3)
     value.backward()
-    found_value, found = softmax._loss_and_gradient(x.double(), y, weights.detach(), 0.3)  # pyright: ignore[reportPrivateUsage]
+    found_value, found = softmax._loss_and_gradient(x.double(), y, weights.detach(), 0.3)  # pyright: ignore[reportPrivateUsage] (its gradient is what is checked)
     assert abs(found_value - value.item()) < 1e-12
     assert weights.grad is not None
     torch.testing.assert_close(found, weights.grad, rtol=1e-10, atol=1e-12)
@@ -53,9 +53,9 @@ def test_the_gradient_is_the_losses() -> None:
 def test_chunks_of_rows_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = problem(50)
     weights = torch.randn(4, 13, generator=torch.Generator().manual_seed(1))
-    whole = softmax._loss_and_gradient(x, y, weights, 0.3)  # pyright: ignore[reportPrivateUsage]
+    whole = softmax._loss_and_gradient(x, y, weights, 0.3)  # pyright: ignore[reportPrivateUsage] (its gradient is what is checked)
     monkeypatch.setattr(softmax, "_LOGITS_A_CHUNK", 4 * 7)
-    chunked = softmax._loss_and_gradient(x, y, weights, 0.3)  # pyright: ignore[reportPrivateUsage]
+    chunked = softmax._loss_and_gradient(x, y, weights, 0.3)  # pyright: ignore[reportPrivateUsage] (its gradient is what is checked)
     assert abs(whole[0] - chunked[0]) < 1e-6
     torch.testing.assert_close(whole[1], chunked[1])
 
@@ -63,7 +63,7 @@ def test_chunks_of_rows_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_few_passes_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = problem()
     passes = [0]
-    evaluate = softmax._loss_and_gradient  # pyright: ignore[reportPrivateUsage]
+    evaluate = softmax._loss_and_gradient  # pyright: ignore[reportPrivateUsage] (its gradient is what is checked)
 
     def counted(x_ND: Tensor, y_N: Tensor, weights: Tensor, decay: float) -> tuple[float, Tensor]:
         passes[0] += 1
@@ -80,7 +80,7 @@ def test_a_rarely_active_feature_does_not_slow_the_fit_down(monkeypatch: pytest.
     rare[::100] = 1
     x = torch.cat([x, ((rare - rare.mean()) / rare.std())[:, None]], 1)
     passes = [0]
-    evaluate = softmax._loss_and_gradient  # pyright: ignore[reportPrivateUsage]
+    evaluate = softmax._loss_and_gradient  # pyright: ignore[reportPrivateUsage] (its gradient is what is checked)
 
     def counted(x_ND: Tensor, y_N: Tensor, weights: Tensor, decay: float) -> tuple[float, Tensor]:
         passes[0] += 1

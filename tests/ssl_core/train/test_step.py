@@ -168,11 +168,16 @@ def test_a_large_gradient_is_scaled_down_to_the_norm_that_is_allowed(tmp_path: P
     torch.testing.assert_close(moved, expected, rtol=1e-6, atol=1e-12)
 
 
+def two_layers(*, coarse: bool) -> dict[str, str]:
+    """As timm's models say which layers they have."""
+    assert not coarse
+    return {"stem": r"^1", "blocks": r"^(\d)"}
+
+
 def test_lower_layers_are_moved_less_by_layer_decay(tmp_path: Path) -> None:
     def moved(layer_decay: float | None) -> dict[str, Tensor]:
         method = Linear()
-        layers = {"stem": r"^1", "blocks": r"^(\d)"}
-        object.__setattr__(method.encoder.backbone, "group_matcher", lambda coarse: layers)  # pyright: ignore[reportUnknownLambdaType]
+        object.__setattr__(method.encoder.backbone, "group_matcher", two_layers)
         optim = OptimConfig(name="sgd", base_rate=1.0, weight_decay=0.0, layer_decay=layer_decay)
         engine = make_engine(tmp_path, method=method, precision="fp64", optim=optim)
         before = {name: p.detach().clone() for name, p in engine.step.module.named_parameters()}

@@ -20,7 +20,7 @@ from ssl_core.views.image import (
 )
 
 declare_missing()
-from torchvision.transforms.v2 import InterpolationMode, functional  # noqa: E402
+from torchvision.transforms.v2 import InterpolationMode, functional  # noqa: E402 (needs the declaration above)
 
 Image = np.ndarray[Any, Any]
 

@@ -196,9 +196,9 @@ def test_opencvs_threads_change_no_byte() -> None:
 
 def test_global_generators_are_not_touched() -> None:
     made = recipe("simclr", image_size=32)
-    before = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+    before = np.random.get_state()[1].tolist()  # type: ignore[index] (a tuple by default)  # noqa: NPY002 (global state is what must not change)
     made(pattern(), keys_of(made))
-    assert np.random.get_state()[1].tolist() == before  # type: ignore[index]  # noqa: NPY002
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[index] (a tuple by default)  # noqa: NPY002 (global state is what must not change)
 
 
 def test_pinned_bytes() -> None:

@@ -19,8 +19,8 @@ from ssl_core.views.image import Box
 from ssl_core.views.view import NUM_DRAWS, Draw, ViewConfig, ViewParameters, draw, parameters_from, render
 
 declare_missing()
-from torchvision.transforms import RandomResizedCrop  # noqa: E402
-from torchvision.transforms.v2 import functional  # noqa: E402
+from torchvision.transforms import RandomResizedCrop  # noqa: E402 (needs the declaration above)
+from torchvision.transforms.v2 import functional  # noqa: E402 (needs the declaration above)
 
 Image = np.ndarray[Any, Any]
 
