@@ -26,6 +26,7 @@ from ssl_core.collectives import Collectives, leave_group, start_gloo
 from ssl_core.train.context import InProcessContext
 
 STEPS = 60
+_WORKER = "ray::RayTrainWorker"  # how Ray names a worker's process
 
 
 def job(overrides: list[str], workers: int, folder: Path) -> Job:
@@ -66,23 +67,33 @@ def by_ray(work: Job, workers: int) -> tuple[float, float]:
     return result["images_per_second"], daemon_seconds() - before
 
 
-def daemon_seconds() -> float:
-    """Processor seconds so far of the processes below this one that are Ray's, but for its workers."""
-    parents: dict[int, int] = {}
-    seconds: dict[int, float] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+def ray_processes() -> dict[str, tuple[str, float]]:
+    """Command line and processor seconds so far of each process below this one, by process id."""
+    parents: dict[str, str] = {}
+    found: dict[str, tuple[str, float]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            name, fields = stat.read_text().rsplit(")", 1)
+            words = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            command = (folder / "cmdline").read_text().replace("\0", " ")
         except OSError:
             continue  # it ended
-        pid, words = int(stat.parent.name), fields.split()
-        parents[pid] = int(words[1])
-        is_worker = "RayTrainWorker" in name or "TrainWorker" in name
-        seconds[pid] = 0.0 if is_worker else (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
-    mine = {os.getpid()}
+        parents[folder.name] = words[1]
+        found[folder.name] = command, (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    mine = {str(os.getpid())}
     while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
         mine |= more
-    return sum(seconds[pid] for pid in mine - {os.getpid()} if pid in seconds)
+    return {pid: found[pid] for pid in mine - {str(os.getpid())}}
+
+
+def daemon_seconds() -> float:
+    """Processor seconds so far of Ray's processes but for the workers of a training."""
+    return sum(seconds for command, seconds in ray_processes().values() if _WORKER not in command)
+
+
+def wait_for_workers_to_leave() -> None:
+    """Let the next measurement have both cores."""
+    while any(_WORKER in command for command, _ in ray_processes().values()):
+        sleep(0.1)
 
 
 def main() -> None:
@@ -107,7 +118,7 @@ def main() -> None:
                 return job(arguments.overrides, workers, Path(storage) / f"{name}-{number}")
 
             ray, spent = by_ray(make("ray", 2), 2)
-            sleep(2)  # Ray's workers leave
+            wait_for_workers_to_leave()
             figures.append((ray, by_torchrun(make("torchrun", 2), 2), by_torchrun(make("alone", 1), 1)))
             daemons.append(spent)
             print("images/s: Ray Train {:.0f}, torchrun {:.0f}, one worker {:.0f}".format(*figures[-1]), flush=True)

@@ -1,11 +1,12 @@
 """How much of a training step is the model itself?
 
-    python benchmarks/step.py [--methods simclr moco moco_v3 mae] [--precision bf16] [--lanes 8] [--rounds 10]
+    python benchmarks/step.py [--methods simclr moco moco_v3 mae] [--precision bf16] [--lanes 2] [--batch 256]
 
-Takes each method's CIFAR-10 recipe. In turns in one process: our whole step (from uint8 views in memory to changed
-weights: lane BatchNorm, loss, finite flag, queue, momentum networks, optimiser), and the bare model: the same networks
-with native BatchNorm, the same forward and backward passes, the mean of the outputs as loss, the same optimiser, images
-that lie ready as tensors. Prints medians and bare / ours: 1 is a step without overhead.
+Takes each method's CIFAR-10 recipe, its lanes and, without --batch, its batch. In turns in one process: our whole step
+(from uint8 views in memory to changed weights: lane BatchNorm, loss, finite flag, queue, momentum networks, optimiser),
+and the bare model: the same networks with native BatchNorm, the same forward and backward passes, the mean of the
+outputs as loss, the same optimiser, images that lie ready as tensors. Prints medians and bare / ours: 1 is a step
+without overhead.
 """
 
 import argparse
@@ -106,7 +107,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(RECIPES))
     parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--lanes", type=int, default=8)
+    parser.add_argument("--lanes", type=int, default=2)
+    parser.add_argument("--batch", type=int)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
@@ -115,7 +117,7 @@ def main() -> None:
     keep_freed_memory()
     for name in arguments.methods:
         values = compose("pretrain", [f"experiment={RECIPES[name]}"])
-        lanes = Lanes.cut(values["train"]["global_batch"], arguments.lanes)
+        lanes = Lanes.cut(arguments.batch or values["train"]["global_batch"], arguments.lanes)
         takes = [make(values, lanes, arguments.precision, arguments.compile) for make in (our_step, bare_step)]
         seconds: list[list[float]] = [[], []]
         for number in range(arguments.rounds + 2):

@@ -2,16 +2,21 @@
 
 Or the whole global batch at once, where `use_lane_batch_norm` is given the workers to ask (`train.bn=global`).
 
-Shapes: N rows = lanes · rows a lane, rows lie lane-major; F features; B = rows of one lane.
+Shapes: N rows = lanes · rows a lane, rows lie lane-major; F features; L lanes of B rows.
 
-The native kernel runs on each lane's contiguous rows: that is within 10 % of one native call, where the obvious
-`var_mean` over a [lanes, B, F, …] view is several times slower on a CPU. Running statistics are not touched in
-forward: the layer records every lane's (mean, unbiased variance), and the engine commits their mean over all lanes of
-all workers once per step, so that they do not depend on the number of workers or on how a step was cut into chunks.
+In general the native kernel runs on each lane's contiguous rows, and the outputs are joined; the obvious `var_mean`
+over a [L, B, F, …] view is several times slower on a CPU. With lanes seen as samples and features as groups the layer
+is a group norm (Wu and He, arXiv 1803.08494): one call, nothing to join. Compilers make better code of that; the CPU's
+kernel for it is faster in bf16 (`benchmarks/batch_norm.py`), but sums squares in float32, too coarse for float32 data.
+
+Running statistics are not touched in forward: the layer records every lane's (mean, unbiased variance), and the engine
+commits their mean over all lanes of all workers once per step, so that they do not depend on the number of workers or
+on how a step was cut into chunks.
 """
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +26,57 @@ from ssl_core.collectives import Collectives
 from ssl_core.nn.global_batch_norm import global_batch_norm
 
 _MOMENTUM = 0.1  # the weight of a step in the running statistics
+_FAST_GROUP = 1024  # for smaller groups torch's CPU group norm takes another way, ten times slower than ours by lanes
+
+
+def _group_norm(
+    x_NFHW: Tensor, weight_F: Tensor, bias_F: Tensor, num_lanes: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y as x, and each lane's mean and 1 / standard deviation, [L, F]; no copy where channels lie last in memory."""
+    rows = x_NFHW.permute(0, 2, 3, 1)
+    _, _, width, features = rows.shape
+    values = x_NFHW.numel() // (num_lanes * features)
+    samples = rows.reshape(num_lanes, -1, width, features).permute(0, 3, 1, 2)
+    y, mean_LF, scale_LF = torch.native_group_norm(
+        samples, weight_F, bias_F, num_lanes, features, values, features, eps
+    )
+    return y.permute(0, 2, 3, 1).reshape(rows.shape).permute(0, 3, 1, 2), mean_LF, scale_LF
+
+
+def _mean_and_variance(mean_LF: Tensor, scale_LF: Tensor, *, values: int, eps: float) -> Tensor:
+    """[L, 2, F] with the unbiased variance, from 1 / sqrt(biased variance + eps) over so many values."""
+    correction = values / (values - 1)
+    return torch.stack([mean_LF, scale_LF.pow(-2).mul_(correction).sub_(correction * eps)], 1)
+
+
+class _GroupNormForward(torch.autograd.Function):
+    """Forward is a group norm. Backward is the native layer's, lane by lane: ten times faster than the group norm's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NFHW: Tensor, weight_F: Tensor, bias_F: Tensor, num_lanes: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, mean_LF, scale_LF = _group_norm(x_NFHW, weight_F, bias_F, num_lanes, eps)
+        ctx.save_for_backward(x_NFHW, weight_F, mean_LF, scale_LF)
+        ctx.mark_non_differentiable(mean_LF, scale_LF)
+        ctx.eps = eps
+        return y.detach(), mean_LF, scale_LF  # not a view: activations may write over it
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator)
+        x_NFHW, weight_F, mean_LF, scale_LF = ctx.saved_tensors
+        dx_NFHW = torch.empty_like(x_NFHW)
+        lanes = [tensor.chunk(len(mean_LF)) for tensor in (grad_outputs[0], x_NFHW, dx_NFHW)]
+        dweights, dbiases = list[Tensor](), list[Tensor]()
+        for dy, x, dx, mean, scale in zip(*lanes, mean_LF.unbind(), scale_LF.unbind(), strict=True):
+            found, dweight, dbias = torch.ops.aten.native_batch_norm_backward.default(
+                dy, x, weight_F, None, None, mean, scale, True, ctx.eps, [True, True, True]
+            )
+            dx.copy_(found)  # while it is in the cache
+            dweights.append(dweight)
+            dbiases.append(dbias)
+        return dx_NFHW, torch.stack(dweights).sum(0), torch.stack(dbiases).sum(0), None, None
 
 
 class LaneBatchNorm(nn.Module):
@@ -69,16 +125,43 @@ class LaneBatchNorm(nn.Module):
             if self.recording:
                 self.recorded.append(seen_2F.expand(self.num_lanes, -1, -1))
             return self.act(self.drop(y))
-        seen = self.running_mean.new_zeros(self.num_lanes, 2, self.num_features)
+        y, seen_L2F = self._as_group_norm(x_NF) if self._group_norm_is_faster(x_NF) else self._lane_by_lane(x_NF)
+        if self.recording:
+            self.recorded.append(seen_L2F)
+        return self.act(self.drop(y))
+
+    def _lane_by_lane(self, x_NF: Tensor) -> tuple[Tensor, Tensor]:
+        """y, and each lane's mean and unbiased variance."""
+        seen_L2F = self.running_mean.new_zeros(self.num_lanes, 2, self.num_features)
         lanes = [
             # momentum 1.0: the kernel writes this lane's mean and unbiased variance into `seen`
-            F.batch_norm(lane, seen[i, 0], seen[i, 1], self.weight, self.bias, True, 1.0, self.eps)
-            for i, lane in enumerate(x_NF.chunk(self.num_lanes))
+            F.batch_norm(lane, seen[0], seen[1], self.weight, self.bias, True, 1.0, self.eps)
+            for lane, seen in zip(x_NF.chunk(self.num_lanes), seen_L2F, strict=True)
         ]
-        if self.recording:
-            self.recorded.append(seen)
-        y = lanes[0] if len(lanes) == 1 else torch.cat(lanes)
-        return self.act(self.drop(y))
+        return lanes[0] if len(lanes) == 1 else torch.cat(lanes), seen_L2F
+
+    def _group_norm_is_faster(self, x_NF: Tensor) -> bool:
+        """For images that a compiler sees, or that lie on a CPU in bf16 with channels last, unless they are tiny."""
+        if x_NF.ndim != 4 or self.weight is None:
+            return False
+        values = x_NF.numel() // (self.num_lanes * self.num_features)
+        if torch.compiler.is_compiling():
+            return values > 1
+        on_cpu = x_NF.device.type == "cpu" and x_NF.dtype == torch.bfloat16
+        return on_cpu and values >= _FAST_GROUP and x_NF.is_contiguous(memory_format=torch.channels_last)
+
+    def _as_group_norm(self, x_NFHW: Tensor) -> tuple[Tensor, Tensor]:
+        """As `_lane_by_lane`."""
+        assert self.weight is not None
+        assert self.bias is not None
+        parameters = (self.weight, self.bias, self.num_lanes, self.eps)
+        if torch.compiler.is_compiling():  # compiled, a sum is as accurate as its input's type
+            y, mean_LF, scale_LF = _group_norm(x_NFHW.to(self.weight.dtype), *parameters)
+            y = y.to(x_NFHW.dtype)
+        else:
+            y, mean_LF, scale_LF = _GroupNormForward.apply(x_NFHW, *parameters)
+        values = x_NFHW.numel() // mean_LF.numel()
+        return y, _mean_and_variance(mean_LF.detach(), scale_LF.detach(), values=values, eps=self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, affine={self.weight is not None}"

@@ -39,9 +39,13 @@ def gradients(output: Tensor, weights: Tensor, inputs: list[Tensor]) -> list[Ten
     return list(torch.autograd.grad((output * weights).sum() + (output**3).sum(), inputs))
 
 
+@pytest.mark.parametrize("compiling", [False, True], ids=["lane by lane", "as a group norm"])
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_training_is_the_native_layer_on_each_lane(shape: str, affine: bool) -> None:
+def test_training_is_the_native_layer_on_each_lane(
+    shape: str, affine: bool, compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)  # the form that compilers get, run eagerly
     native = native_layer(shape, affine=affine, eps=1e-3)
     lane = LaneBatchNorm.from_native(native_layer(shape, affine=affine, eps=1e-3))
     x = draws(*SHAPES[shape]).requires_grad_()
@@ -59,6 +63,40 @@ def test_training_is_the_native_layer_on_each_lane(shape: str, affine: bool) -> 
     assert before.keys() == running.keys()
     assert torch.equal(lane.running_mean, running["running_mean"])
     assert torch.equal(lane.running_var, running["running_var"])
+
+
+@pytest.mark.parametrize("compiling", [False, True], ids=["lane by lane", "as a group norm"])
+def test_recorded_statistics_are_the_native_layers(compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    lane = LaneBatchNorm.from_native(native_layer("4-D", eps=1e-3))
+    x = draws(*SHAPES["4-D"])
+    with lane_groups([lane], LANES, record=True):
+        lane(x)
+    for chunk, (mean, variance) in zip(x.chunk(LANES), lane.recorded[0], strict=True):
+        assert torch.allclose(mean, chunk.mean((0, 2, 3)), rtol=1e-12)
+        assert torch.allclose(variance, chunk.var((0, 2, 3)), rtol=1e-10)
+
+
+def test_bf16_images_on_a_cpu_go_the_fast_way_to_the_same_numbers() -> None:
+    torch.manual_seed(0)
+    fast, exact = (LaneBatchNorm.from_native(nn.BatchNorm2d(FEATURES)) for _ in range(2))
+    exact.load_state_dict(fast.state_dict())
+    images = torch.randn(LANES * ROWS, FEATURES, 16, 16).bfloat16() * 3 + 2
+    upstream = torch.randn_like(images)
+    found: list[list[Tensor]] = []
+    for lane, memory_format in ((fast, torch.channels_last), (exact, torch.contiguous_format)):
+        x = images.clone(memory_format=memory_format).requires_grad_()
+        with lane_groups([lane], LANES, record=True):
+            y = lane(x)
+        assert ("GroupNorm" in y.grad_fn.name()) == (lane is fast)
+        assert y.is_contiguous(memory_format=memory_format)
+        torch.relu_(y)  # as in a network: on top of the layer's output
+        y.backward(upstream)
+        assert x.grad is not None
+        found.append([y, x.grad, *(p.grad for p in lane.parameters() if p.grad is not None), *lane.recorded])
+    for one, other, tolerance in zip(*found, [2e-2, 2e-2, 5e-3, 5e-3, 1e-4], strict=True):
+        error = (one.double() - other.double()).abs().max() / other.double().abs().max()
+        assert error < tolerance
 
 
 def test_no_lane_sees_another() -> None:
@@ -136,7 +174,7 @@ def test_a_second_pass_records_nothing() -> None:
     with lane_groups([lane], LANES, record=False):
         lane(draws(*SHAPES["2-D"]))
     assert lane.recorded == []
-    lane(draws(ROWS, FEATURES))
+    lane(draws(*SHAPES["2-D"]))
     assert lane.recorded == []
 
 
@@ -144,7 +182,7 @@ def test_recording_ends_with_an_error() -> None:
     lane = LaneBatchNorm(FEATURES).double()
     with pytest.raises(RuntimeError, match="boom"), lane_groups([lane], LANES, record=True):
         raise RuntimeError("boom")
-    lane(draws(ROWS, FEATURES))
+    lane(draws(*SHAPES["2-D"]))
     assert lane.recorded == []
 
 
