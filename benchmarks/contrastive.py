@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_core.losses import nt_xent
+from ssl_core.torchvision_operators import declare_missing
 
 TEMPERATURE = 0.1
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -42,6 +43,7 @@ def losses() -> dict[str, Loss]:
     """What is compared."""
     found: dict[str, Loss] = {"ours": lambda a, b: nt_xent(a, b, temperature=TEMPERATURE), "dense": dense}
     if find_spec("lightly"):
+        declare_missing()
         found["lightly"] = import_module("lightly.loss").NTXentLoss(temperature=TEMPERATURE)
     return found
 

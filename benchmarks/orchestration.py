@@ -39,7 +39,7 @@ def job(overrides: list[str], workers: int, folder: Path) -> Job:
 def worker_of_torchrun(path: Path) -> None:
     """What torchrun starts."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    address = f"{os.environ['MASTER_ADDR']}:{int(os.environ['MASTER_PORT']) + 1}"
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"  # torchrun's own store
     collectives = start_gloo(rank, world, address) if world > 1 else Collectives()
     keep_freed_memory()
     work = Job(**json.loads(path.read_text()))
