@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from pipelines.config import compose
+from pipelines.worker import keep_freed_memory
 from ssl_core.collectives import Collectives
 from ssl_core.nn.backbones import ModelConfig, build_encoder
 from ssl_core.optim import OptimConfig, build_optimizer
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     steps: dict[str, Callable[[], Any]] = {"torch's foreach AdamW": torch_step(arguments.model)}
     steps |= {name: our_step(arguments.model, name, arguments.clip) for name in get_args(Ours)}
     seconds: dict[str, list[float]] = {name: [] for name in steps}

@@ -85,6 +85,6 @@ def build_optimizer(
         case "lars":
             return LARS(groups, lr=0.0, momentum=config.momentum, trust_coefficient=config.trust_coefficient)
         case "sgd":
-            return LARS(groups, lr=0.0, momentum=config.momentum, trust_coefficient=None)
+            return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
         case "adamw":
             return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)

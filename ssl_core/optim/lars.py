@@ -25,7 +25,7 @@ class LARS(torch.optim.Optimizer):
         lr: learning rate.
         momentum: of the velocity.
         weight_decay: L2 coefficient, added to the gradient before the trust ratio.
-        trust_coefficient: η; with None nothing is adapted, which is plain SGD with momentum.
+        trust_coefficient: η.
     """
 
     found_inf: Tensor | None = None
@@ -36,7 +36,7 @@ class LARS(torch.optim.Optimizer):
         lr: float = 0.3,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
-        trust_coefficient: float | None = 1e-3,
+        trust_coefficient: float = 1e-3,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -52,32 +52,34 @@ class LARS(torch.optim.Optimizer):
         assert closure is None, "LARS takes no closure"
         for group in self.param_groups:
             parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-            decayed = [p for p in parameters if p.ndim > 1]
+            if not parameters:
+                continue
+            skip = parameters[0].new_zeros(()) if self.found_inf is None else self.found_inf.to(parameters[0].dtype)
+            adapted = [p for p in parameters if p.ndim > 1]
             plain = [p for p in parameters if p.ndim <= 1]
-            updates = self._decayed_gradients(decayed, group) + [p.grad for p in plain if p.grad is not None]
-            if updates:
-                self._move(decayed + plain, updates, momentum=group["momentum"], rate=group["lr"])
+            updates = self._adapted_gradients(adapted, group, take=1 - skip)
+            updates += _FOREACH._foreach_mul([p.grad for p in plain], 1 - skip) if plain else []
+            self._move(adapted + plain, updates, momentum=group["momentum"], rate=group["lr"], skip=skip)
 
-    def _move(self, parameters: list[Tensor], updates: list[Tensor], *, momentum: float, rate: float) -> None:
+    def _move(
+        self, parameters: list[Tensor], updates: list[Tensor], *, momentum: float, rate: float, skip: Tensor
+    ) -> None:
+        """v ← momentum · v + update; w ← w − rate · v; or neither, where `skip` is 1 and updates are 0."""
         velocities = [self._velocity(p) for p in parameters]
-        first = velocities[0]
-        skip = first.new_zeros(()) if self.found_inf is None else self.found_inf.to(first.dtype)
         take = 1 - skip
         _FOREACH._foreach_mul_(velocities, momentum * take + skip)
-        _FOREACH._foreach_add_(velocities, _FOREACH._foreach_mul(updates, take))
+        _FOREACH._foreach_add_(velocities, updates)
         _FOREACH._foreach_add_(parameters, _FOREACH._foreach_mul(velocities, -rate * take))
 
-    def _decayed_gradients(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """Gradients with decay, times trust."""
+    def _adapted_gradients(self, parameters: list[Tensor], group: dict[str, Any], *, take: Tensor) -> list[Tensor]:
+        """Gradients with decay, times trust, times `take`."""
         if not parameters:
             return []
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        gradients = list(_FOREACH._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
-        if group["trust_coefficient"] is not None:
-            w_norm = torch.stack(_FOREACH._foreach_norm(parameters))
-            g_norm = torch.stack(_FOREACH._foreach_norm(gradients))
-            trust = torch.where((w_norm > 0) & (g_norm > 0), group["trust_coefficient"] * w_norm / g_norm, 1.0)
-            _FOREACH._foreach_mul_(gradients, list(trust.unbind()))
+        gradients = list(_FOREACH._foreach_add([p.grad for p in parameters], parameters, alpha=group["weight_decay"]))
+        w_norm = torch.stack(_FOREACH._foreach_norm(parameters))
+        g_norm = torch.stack(_FOREACH._foreach_norm(gradients))
+        trust = torch.where((w_norm > 0) & (g_norm > 0), group["trust_coefficient"] * w_norm / g_norm, 1.0)
+        _FOREACH._foreach_mul_(gradients, list((trust * take).unbind()))
         return gradients
 
     def _velocity(self, parameter: Tensor) -> Tensor:
