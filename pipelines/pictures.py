@@ -92,7 +92,7 @@ def draw(plan: Plan, folder: Path) -> list[Path]:
 def _samples(plan: Plan) -> LaneBatch:
     """The first samples of the first lane of the first step, as the run saw them."""
     lanes = Lanes.cut(plan.lanes.global_batch, plan.lanes.count, rank=0, world=plan.lanes.count)
-    reader = Reader(plan.manifest, channels=plan.config.model.in_chans)
+    reader = Reader(plan.manifest, channels=plan.config.model.in_chans, cache=plan.config.data.shard_cache)
     recipe = plan.build_method(plan.random_encoder()).recipe
     batch = LaneLoader(reader, recipe, replace(plan.schedule, lanes=lanes)).batch(0)
     groups = {name: views[:1, :, :_SHOWN] for name, views in batch.groups.items()}
@@ -190,7 +190,8 @@ def _seen(plan: Plan, folder: Path) -> _Seen | None:
         return None
     loaded = load_encoder(folder / EXPORT)
     model = loaded.config.model
-    train, val = (labelled_set(manifest, channels=model.in_chans) for manifest in manifests)
+    cache = plan.config.data.shard_cache
+    train, val = (labelled_set(one, channels=model.in_chans, cache=cache) for one in manifests)
     chosen = choose_samples(train, val, max_train=_BANK, max_val=_QUERIES, seed=plan.config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = loaded.encoder.to(device)

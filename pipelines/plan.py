@@ -21,10 +21,13 @@ from ssl_core.methods import METHODS, build_method
 from ssl_core.methods.base import Method
 from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder, check_takes, checkpoint_activations
 from ssl_core.optim import OptimConfig
+from ssl_core.storage.cache import CacheConfig
 from ssl_core.storage.local import local_path
+from ssl_core.storage.s3 import is_s3
 from ssl_core.train.step import Precision, StepConfig
 from ssl_core.views.recipes import CropConfig, CropRecipe
 
+_MOST_STEPS_TO_PREPARE = 64
 _EAGER_HASH_BYTES = 4 << 30  # the driver hashes so much before it starts; workers hash the rest when they open it
 
 
@@ -38,6 +41,13 @@ class DataConfig:
     block: int = 8192
     max_bad: int | float = 0.001
     threads: int = 1
+    cache: str | None = None
+    cache_gb: float = 100.0
+
+    @property
+    def shard_cache(self) -> CacheConfig:
+        """Where a bucket's shards are kept."""
+        return CacheConfig(folder=self.cache, max_bytes=int(self.cache_gb * 1e9))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +221,7 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     result = {**values}
     for section in ("data", "probe"):
         places = {name: values[section][name] for name in ("train", "val") if isinstance(values[section][name], str)}
-        found = {name: str(local_path(place).resolve()) for name, place in places.items()}
+        found = {name: place if is_s3(place) else str(local_path(place).resolve()) for name, place in places.items()}
         result[section] = {**values[section], **found}
     return result
 
@@ -260,7 +270,10 @@ def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None 
 def check_inputs(plan: Plan) -> None:
     """Look at what the plan names: shards, checksums, probe data, model and method; raises UserError."""
     check_shards(plan.manifest)
-    verify_shards(plan.manifest, max_bytes=_EAGER_HASH_BYTES)
+    if is_s3(plan.manifest.root):
+        check_cache(plan)
+    else:
+        verify_shards(plan.manifest, max_bytes=_EAGER_HASH_BYTES)
     checkpoint_interval(plan.config.train.checkpoint_every)
     method = plan.build_method(plan.random_encoder())
     for group in method.recipe.groups:
@@ -272,6 +285,34 @@ def check_inputs(plan: Plan) -> None:
                 "needs a label for each, name labelled folders as probe.train and probe.val"
             )
         check_shards(manifest)
+
+
+def check_cache(plan: Plan) -> None:
+    """The cache holds what the lanes of a node read from at a time; raises UserError with the number of bytes."""
+    lanes, cache_gb = _lanes_of_a_node(plan), plan.config.data.cache_gb
+    shards = lanes * (plan.schedule.epoch(0).shards_per_block() + 1)
+    largest = sorted((shard.bytes for shard in plan.manifest.shards), reverse=True)[:shards]
+    if sum(largest) > plan.config.data.shard_cache.max_bytes:
+        raise UserError(
+            f"data.cache_gb={cache_gb:g} is too small: {lanes} lanes on a node read from {len(largest)} shards at a "
+            f"time, up to {sum(largest) / 1e9:.3g} GB: raise it, or use smaller shards, a smaller data.block or fewer "
+            "lanes"
+        )
+
+
+def steps_to_prepare(plan: Plan) -> int:
+    """How many steps ahead shards are fetched: a cache has room for them in one half, beside the blocks in use."""
+    room = plan.config.data.shard_cache.max_bytes / 2
+    sample_bytes = plan.manifest.num_bytes / plan.manifest.num_samples
+    samples_a_lane = room / sample_bytes / _lanes_of_a_node(plan) - plan.config.data.block
+    return int(min(max(samples_a_lane / plan.lanes.size, 0), _MOST_STEPS_TO_PREPARE))
+
+
+def _lanes_of_a_node(plan: Plan) -> int:
+    """At most: all of a Ray of its own, else those of as many workers as the driver's machine would have."""
+    lanes = plan.lanes
+    workers = lanes.world if plan.config.ray.address is None else min(lanes.world, default_workers())
+    return min(lanes.count, len(lanes.owned) * workers)
 
 
 def probe_manifests(plan: Plan) -> tuple[Manifest, Manifest] | None:

@@ -11,7 +11,14 @@ from typing import Any
 import cv2
 import torch
 
-from pipelines.plan import Plan, checkpoint_interval, make_plan, probe_manifests, threads_per_worker
+from pipelines.plan import (
+    Plan,
+    checkpoint_interval,
+    make_plan,
+    probe_manifests,
+    steps_to_prepare,
+    threads_per_worker,
+)
 from pipelines.run_folder import EXPORT, INIT
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.reader import Reader
@@ -21,6 +28,7 @@ from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
 from ssl_core.probe.features import ImageInput
 from ssl_core.probe.labelled import labelled_set
 from ssl_core.probe.online import OnlineKNN
+from ssl_core.storage.s3 import is_s3
 from ssl_core.train.context import RunContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
 from ssl_core.train.step import TrainStep, why_not_compiled
@@ -76,8 +84,16 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
         collectives=context.collectives,
         device=context.device,
     )
-    reader = Reader(plan.manifest, channels=plan.config.model.in_chans, max_bad=plan.config.data.max_bad)
-    loader = LaneLoader(reader, method.recipe, plan.schedule, threads=plan.config.data.threads)
+    data = plan.config.data
+    reader = Reader(plan.manifest, channels=plan.config.model.in_chans, max_bad=data.max_bad, cache=data.shard_cache)
+    loader = LaneLoader(
+        reader,
+        method.recipe,
+        plan.schedule,
+        threads=data.threads,
+        prepare=reader.prepare if is_s3(plan.manifest.root) else None,
+        prepare_ahead=steps_to_prepare(plan),
+    )
     monitor = online_knn(plan, context)
     result = train(step, loader, reader.quarantine, loop_config(plan), context, monitor=monitor, complaints=complaints)
     if result.finished and context.collectives.rank == 0:
@@ -90,7 +106,9 @@ def online_knn(plan: Plan, context: RunContext) -> OnlineKNN | None:
     manifests, probe, model = probe_manifests(plan), plan.config.probe, plan.config.model
     if manifests is None or probe.every is None:
         return None
-    train_set, val_set = (labelled_set(manifest, channels=model.in_chans) for manifest in manifests)
+    train_set, val_set = (
+        labelled_set(manifest, channels=model.in_chans, cache=plan.config.data.shard_cache) for manifest in manifests
+    )
     return OnlineKNN(
         train_set,
         val_set,

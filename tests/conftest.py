@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.object_store import ObjectStore, object_store
+
 # Before torch, OpenCV or a subprocess reads them: sums are added in the same order on every machine, and test workers
 # do not fight for cores.
 os.environ |= {
@@ -65,3 +67,10 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder ../shared, which is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Generator[ObjectStore]:
+    """A real S3 endpoint on the loopback interface."""
+    with object_store(tmp_path_factory.mktemp("store")) as running:
+        yield running

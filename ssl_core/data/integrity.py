@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ssl_core.data.manifest import Manifest, ShardInfo
 from ssl_core.errors import Resumable, UserError
+from ssl_core.storage import s3
+from ssl_core.storage.cache import CacheConfig, DifferentBytes, ObjectCache
 from ssl_core.storage.local import stamped_sha256
 
 _ATTEMPTS = 4  # the first and three more
@@ -24,8 +27,12 @@ class Damage:
 
 def check_shards(manifest: Manifest) -> None:
     """Every shard is there and has its size; raises UserError that names the first that does not."""
+    listed = dict(s3.list_sizes(s3.S3Location.of(manifest.root))) if s3.is_s3(manifest.root) else None
     for shard in manifest.shards:
-        what = _size_difference(Path(manifest.root) / shard.name, shard)
+        if listed is None:
+            what = _size_difference(Path(manifest.root) / shard.name, shard)
+        else:
+            what = _wrong_size(listed[shard.name], shard) if shard.name in listed else "is missing"
         if what:
             raise UserError(f"shard {shard.name} in {manifest.root} {what}: {_REMEDY.format(root=manifest.root)}")
 
@@ -83,12 +90,24 @@ def find_damage(
     """
 
     def look(shard: ShardInfo) -> Damage | None:
-        what = difference(Path(manifest.root) / shard.name, shard, fresh=fresh)
+        what = _difference_in(manifest.root, shard, fresh=fresh)
         done(shard)
         return Damage(shard=shard, what=what) if what else None
 
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         return [damage for damage in pool.map(look, shards) if damage is not None]
+
+
+def _difference_in(root: str, shard: ShardInfo, *, fresh: bool) -> str | None:
+    if not s3.is_s3(root):
+        return difference(Path(root) / shard.name, shard, fresh=fresh)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "shard"
+        try:
+            s3.download(s3.S3Location.of(root) / shard.name, path, size=shard.bytes)
+        except UserError:
+            return "is missing"
+        return difference(path, shard, fresh=True)
 
 
 def difference(path: Path, shard: ShardInfo, *, fresh: bool = False) -> str | None:
@@ -112,7 +131,52 @@ def _size_difference(path: Path, shard: ShardInfo) -> str | None:
         return "is missing"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
+    return _wrong_size(size, shard)
+
+
+def _wrong_size(size: int, shard: ShardInfo) -> str | None:
     return None if size == shard.bytes else f"has {size:,} bytes instead of {shard.bytes:,}"
+
+
+Shards = Callable[[ShardInfo], Path]
+"""Gives a local path that holds a shard's verified bytes."""
+
+
+def shards_of(manifest: Manifest, *, verify: bool = True, cache: CacheConfig | None = None) -> Shards:
+    """The shards of a data set, wherever they lie.
+
+    Args:
+        manifest: the data set.
+        verify: whether local shards are hashed; a bucket's always are.
+        cache: where a bucket's shards are kept.
+    """
+    if s3.is_s3(manifest.root):
+        return CachedShards(root=s3.S3Location.of(manifest.root), cache=ObjectCache(cache or CacheConfig()))
+    return LocalShards(root=Path(manifest.root), verify=verify)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedShards:
+    """Shards in a bucket, fetched whole into a cache on local disk; its files may go again at any time."""
+
+    root: s3.S3Location
+    cache: ObjectCache
+
+    def __call__(self, shard: ShardInfo) -> Path:
+        """The path of a shard's copy.
+
+        Raises:
+            Resumable: the store does not answer well, or its bytes are not what the manifest says, four times over.
+            UserError: there is no such object, or no permission.
+        """
+        place = self.root / shard.name
+        try:
+            return self.cache.get(
+                shard.sha256, size=shard.bytes, fetch=lambda path: s3.download(place, path, size=shard.bytes)
+            )
+        except DifferentBytes as error:
+            what = f"differs from its checksum (sha256 {shard.sha256[:16]}…)"
+            raise Resumable(f"shard {place} {what}, four times over: {_REMEDY.format(root=self.root)}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

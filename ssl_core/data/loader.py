@@ -5,7 +5,7 @@ interpreter lock; the threads end with the loader.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -90,19 +90,41 @@ class LaneLoader:
         schedule: the order; its lanes say which this worker owns.
         threads: how many lanes are made at a time.
         ahead: batches that are made before they are asked for.
+        prepare: is told positions of samples long before they are asked for, so that they can be fetched.
+        prepare_ahead: how many steps before.
     """
 
-    def __init__(self, images: Images, recipe: Recipe, schedule: Schedule, *, threads: int = 1, ahead: int = 2) -> None:
+    def __init__(
+        self,
+        images: Images,
+        recipe: Recipe,
+        schedule: Schedule,
+        *,
+        threads: int = 1,
+        ahead: int = 2,
+        prepare: Callable[[np.ndarray], None] | None = None,
+        prepare_ahead: int = 32,
+    ) -> None:
         self._images, self._recipe, self._schedule = images, recipe, schedule
         self._threads, self._ahead = threads, ahead
+        self._prepare, self._prepare_ahead = prepare, prepare_ahead
         self._epoch_order = lru_cache(maxsize=2)(schedule.epoch)
 
     def stream(self, first_step: int, end_step: int) -> Iterator[LaneBatch]:
         """The batches of steps first_step … end_step − 1, in order."""
         waiting: deque[tuple[LaneBatch, list[Future[None]]]] = deque()
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="loader") as pool:
+        prepared = first_step
+        with (
+            ThreadPoolExecutor(self._threads, thread_name_prefix="loader") as pool,
+            ThreadPoolExecutor(1, thread_name_prefix="prepare") as preparing,
+        ):
             try:
                 for step in range(first_step, end_step + self._ahead):
+                    while self._prepare and prepared < min(step + self._prepare_ahead, end_step):
+                        preparing.submit(
+                            self._prepare, self._positions(prepared)
+                        )  # an error comes again, with the batch
+                        prepared += 1
                     if step < end_step:
                         waiting.append(self._start(step, pool))
                     if step >= first_step + self._ahead and waiting:
@@ -112,23 +134,28 @@ class LaneLoader:
                         yield batch
             finally:
                 pool.shutdown(cancel_futures=True)
+                preparing.shutdown(cancel_futures=True)
 
     def batch(self, step: int) -> LaneBatch:
         """The batch of one step."""
         return next(self.stream(step, step + 1))
 
     def _start(self, step: int, pool: ThreadPoolExecutor) -> tuple[LaneBatch, list[Future[None]]]:
-        epoch, step_in_epoch = divmod(step, self._schedule.steps_per_epoch)
-        lanes = self._schedule.lanes
-        positions = self._epoch_order(epoch).positions(step_in_epoch, lanes.owned)
+        lanes, positions = self._schedule.lanes, self._positions(step)
         groups = {
             group.name: np.empty(
                 (len(positions), group.count, lanes.size, group.height, group.width, group.channels), np.uint8
             )
             for group in self._recipe.groups
         }
+        epoch = step // self._schedule.steps_per_epoch
         batch = LaneBatch(step=step, epoch=epoch, positions=positions, groups=groups)
         return batch, [pool.submit(self._fill, batch, lane) for lane in range(len(positions))]
+
+    def _positions(self, step: int) -> np.ndarray:
+        """The samples of own lanes at a step: int64 [own lanes, b]."""
+        epoch, step_in_epoch = divmod(step, self._schedule.steps_per_epoch)
+        return self._epoch_order(epoch).positions(step_in_epoch, self._schedule.lanes.owned)
 
     def _fill(self, batch: LaneBatch, lane: int) -> None:
         """Decode each sample of a lane once and write all its views."""

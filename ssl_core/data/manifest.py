@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_core.errors import UserError
+from ssl_core.storage import s3
 from ssl_core.storage.local import local_path, publish_bytes
 
 MANIFEST_NAME = "manifest.json"
@@ -119,23 +120,31 @@ def save_manifest(manifest: Manifest, folder: Path) -> Path:
 
     A root beside or below the folder is written relative to it, so that both can be moved together.
     """
-    relative = os.path.relpath(manifest.root, folder)
-    root = relative if Path(relative).parts.count("..") <= 1 else str(Path(manifest.root).absolute())
-    content = _as_json(manifest) | {"root": root, "digest": manifest.digest}
+    content = _as_json(manifest) | {"root": _root_seen_from(folder, manifest.root), "digest": manifest.digest}
     path = folder / MANIFEST_NAME
     publish_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
     return path
 
 
+def _root_seen_from(folder: Path, root: str) -> str:
+    if s3.is_s3(root):
+        return root
+    relative = os.path.relpath(root, folder)
+    return relative if Path(relative).parts.count("..") <= 1 else str(Path(root).absolute())
+
+
 def load_manifest(location: str | Path) -> Manifest:
-    """Read the manifest in a folder.
+    """Read the manifest in a folder, local or below `s3://`.
 
     Args:
         location: a folder that has a `manifest.json`, or that file itself.
 
     Raises:
         UserError: no such folder, no manifest in it, or one that this version cannot read.
+        Resumable: the bucket does not answer well.
     """
+    if s3.is_s3(location):
+        return _load_from_bucket(str(location))
     folder = local_path(str(location))
     if folder.name == MANIFEST_NAME and folder.is_file():
         folder = folder.parent
@@ -148,7 +157,21 @@ def load_manifest(location: str | Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): make it again with pack") from error
-    return _parsed(content, path)
+    return _parsed(content, str(folder), where=str(path))
+
+
+def _load_from_bucket(location: str) -> Manifest:
+    folder = s3.S3Location.of(location.removesuffix(MANIFEST_NAME))
+    data = s3.read_bytes(folder / MANIFEST_NAME)
+    if data is None:
+        raise UserError(
+            f"{folder} has no {MANIFEST_NAME}: upload a packed folder as it is, its manifest last, or name one below it"
+        )
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise UserError(f"{folder / MANIFEST_NAME} cannot be read ({error}): upload it again") from error
+    return _parsed(content, str(folder), where=str(folder / MANIFEST_NAME))
 
 
 def _what_to_do(folder: Path) -> str:
@@ -165,31 +188,43 @@ def _as_json(manifest: Manifest) -> dict[str, Any]:
     return {"format": FORMAT, "version": VERSION} | cast(dict[str, Any], json.loads(json.dumps(asdict(manifest))))
 
 
-def _parsed(content: Any, path: Path) -> Manifest:
+def _parsed(content: Any, folder: str, *, where: str) -> Manifest:
     if not isinstance(content, dict) or cast(dict[str, Any], content).get("format") != FORMAT:
-        raise UserError(f"{path} is not a manifest of shards: run python -m pipelines.pack index={path.parent}")
+        raise UserError(f"{where} is not a manifest of shards: run python -m pipelines.pack index={folder}")
     values = cast(dict[str, Any], content)
     if values.get("version") != VERSION:
         raise UserError(
-            f"{path} has manifest version {values.get('version')}, this program reads version {VERSION}: "
-            f"run python -m pipelines.pack index={path.parent}"
+            f"{where} has manifest version {values.get('version')}, this program reads version {VERSION}: "
+            f"run python -m pipelines.pack index={folder}"
         )
     try:
-        manifest = _from_json(values, path.parent)
+        manifest = _from_json(values, folder)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): make it again with pack") from error
+        raise UserError(f"{where} is damaged ({error!r}): make it again with pack") from error
     for shard in manifest.shards:
         if Path(shard.name).is_absolute() or ".." in Path(shard.name).parts:
-            raise UserError(f"{path} names a shard outside its folder: {shard.name!r}")
+            raise UserError(f"{where} names a shard outside its folder: {shard.name!r}")
     if manifest.digest != values.get("digest"):
-        raise UserError(f"{path} was changed by hand or damaged, its digest does not fit: make it again with pack")
+        raise UserError(f"{where} was changed by hand or damaged, its digest does not fit: make it again with pack")
     return manifest
 
 
-def _from_json(values: Mapping[str, Any], folder: Path) -> Manifest:
+def _root(root: str, folder: str) -> str:
+    """Where the shards lie: beside the manifest, or where an absolute root says."""
+    if s3.is_s3(root):
+        return root
+    if s3.is_s3(folder):
+        inner = os.path.normpath(root)
+        if Path(inner).is_absolute() or ".." in Path(inner).parts:
+            raise ValueError(f"root {root!r} is not in the bucket's folder")
+        return folder if inner == "." else f"{folder}/{inner}"
+    return os.path.normpath(Path(folder) / root)
+
+
+def _from_json(values: Mapping[str, Any], folder: str) -> Manifest:
     statistics = values["statistics"]
     return Manifest(
-        root=os.path.normpath(folder / str(values["root"])),
+        root=_root(str(values["root"]), folder),
         classes=tuple(map(str, values["classes"])),
         shards=tuple(
             ShardInfo(

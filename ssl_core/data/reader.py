@@ -6,21 +6,22 @@ on.
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssl_core.data.decode import MAX_PIXELS, DecodeError, Pixels, check_channels, decode
-from ssl_core.data.integrity import LocalShards
+from ssl_core.data.integrity import Shards, shards_of
 from ssl_core.data.manifest import Manifest, ShardInfo
 from ssl_core.data.quarantine import Quarantine
 from ssl_core.data.tar import Shard, ShardIndex, index_shard, map_shard, read_labels
-from ssl_core.errors import UserError
+from ssl_core.errors import Resumable, UserError
+from ssl_core.storage.cache import CacheConfig
+
+_LOOKS = 8  # at a shard that other processes put out of the cache as soon as it is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Reader:
         verify: compare each shard with its checksum when it is first opened.
         max_pixels: larger images count as unreadable.
         max_open_shards: how many shards stay mapped.
+        cache: where the shards of a bucket are kept.
         fetch: gives a local path that holds a shard's verified bytes; default: the shard where the manifest says.
 
     Attributes:
@@ -58,16 +60,18 @@ class Reader:
         verify: bool = True,
         max_pixels: int = MAX_PIXELS,
         max_open_shards: int = 256,
-        fetch: Callable[[ShardInfo], Path] | None = None,
+        cache: CacheConfig | None = None,
+        fetch: Shards | None = None,
     ) -> None:
         check_channels(channels)
         self.manifest = manifest
         self.channels = channels
         self.quarantine = Quarantine(manifest.num_samples, max_bad=max_bad)
-        self._fetch = fetch or LocalShards(root=Path(manifest.root), verify=verify)
+        self._fetch = fetch or shards_of(manifest, verify=verify, cache=cache)
         self._max_pixels = max_pixels
         self._max_open_shards = max_open_shards
         self._starts = [0, *accumulate(shard.samples for shard in manifest.shards)]
+        self._ends = np.asarray(self._starts[1:], dtype=np.int64)
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = Lock()
         self._opening = [Lock() for _ in manifest.shards]
@@ -104,6 +108,12 @@ class Reader:
         raise UserError(
             f"shard {name} in {self.manifest.root}: none of its {samples:,} samples decodes: pack the data again"
         )
+
+    def prepare(self, positions: NDArray[np.int64]) -> None:
+        """Fetch what samples of coming steps will need, as far as it is not open already."""
+        for number in np.unique(np.searchsorted(self._ends, positions, side="right")).tolist():
+            if number not in self._open:
+                self._fetch(self.manifest.shards[number])
 
     def encoded(self, position: int) -> bytes:
         """The bytes of a position's own image, as they lie in the shard."""
@@ -145,7 +155,7 @@ class Reader:
         return shard
 
     def _map(self, info: ShardInfo) -> _OpenShard:
-        buffer = map_shard(self._fetch(info))
+        buffer = self._buffer(info)
         index = index_shard(buffer, info.name)
         if len(index.keys) != info.samples:
             raise UserError(
@@ -154,3 +164,14 @@ class Reader:
             )
         offsets = index.image_offsets
         return _OpenShard(buffer, index, offsets.tolist(), (offsets + index.image_sizes).tolist())
+
+    def _buffer(self, info: ShardInfo) -> Shard:
+        for _ in range(_LOOKS):
+            try:
+                return map_shard(self._fetch(info))
+            except FileNotFoundError:  # made room for another shard since
+                continue
+        raise Resumable(
+            f"shard {info.name} of {self.manifest.root} was put out of the cache {_LOOKS} times before it could be "
+            "opened: raise data.cache_gb"
+        )

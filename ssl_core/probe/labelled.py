@@ -11,6 +11,7 @@ from ssl_core import rng
 from ssl_core.data.manifest import Manifest
 from ssl_core.data.reader import Reader
 from ssl_core.errors import UserError
+from ssl_core.storage.cache import CacheConfig
 
 Labels = NDArray[np.int64]
 
@@ -42,9 +43,9 @@ class LabelledSet:
     digest: str  # of the content
 
 
-def labelled_set(manifest: Manifest, *, channels: int) -> LabelledSet:
-    """A packed data set as a probe reads it, with images of so many channels."""
-    images = Reader(manifest, channels=channels)
+def labelled_set(manifest: Manifest, *, channels: int, cache: CacheConfig | None = None) -> LabelledSet:
+    """A packed data set as a probe reads it, with images of so many channels; a bucket's shards go through `cache`."""
+    images = Reader(manifest, channels=channels, cache=cache)
     return LabelledSet(images=images, classes=manifest.classes, name=manifest.root, digest=manifest.digest)
 
 

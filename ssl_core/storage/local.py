@@ -35,7 +35,7 @@ def local_path(location: str) -> Path:
     if scheme[1].lower() == "file":
         return Path(re.sub(r"^file:(//)?", "", location, flags=re.IGNORECASE))
     if scheme[1].lower() == "s3":
-        raise UserError(f"{location}: this version reads local folders only: copy the data to one first")
+        raise UserError(f"{location}: a bucket cannot be used here: name a local folder")
     raise UserError(f"{location}: {scheme[1]}: is not a kind of location that is read here: name a folder or file://…")
 
 

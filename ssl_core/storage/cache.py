@@ -1,0 +1,162 @@
+"""Files of a bucket on local disk: whole, verified, bounded, shared by all processes of a node.
+
+    <folder>/<sha256>           a whole object; appears by rename, so it is never half a file
+    <folder>/<sha256>.lock      held by the one process that fetches it; its time is when the object was last asked for
+    <folder>/<sha256>.partial   what that process has so far; one whose lock nobody holds was left by a kill
+
+Locks are the kernel's (flock): they end with the process that holds them. The least recently used objects make room
+for new ones. One that is mapped into memory stays readable after that, as files do that are deleted while open.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssl_core.errors import UserError
+from ssl_core.storage.local import cache_folder, sha256_file, stamped_sha256, sync_folder
+
+_ATTEMPTS = 4  # the first and three more
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """Where a bucket's shards are kept, and how many bytes of them.
+
+    Attributes:
+        folder: None: `shards` below `$SSL_PIPELINES_CACHE` or `~/.cache/ssl-pipelines`.
+        max_bytes: of whole objects and such as are under way.
+    """
+
+    folder: str | None = None
+    max_bytes: int = 100 * 10**9
+
+
+class DifferentBytes(Exception):
+    """What was fetched is not what was asked for, four times over."""
+
+
+class ObjectCache:
+    """A bounded folder of objects, each named by the sha256 of its bytes; safe under many processes and kills."""
+
+    def __init__(self, config: CacheConfig) -> None:
+        self.folder = Path(config.folder).expanduser() if config.folder else cache_folder() / "shards"
+        self.max_bytes = config.max_bytes
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make {self.folder} ({error.strerror}): name another folder with data.cache=…"
+            ) from error
+
+    def get(self, sha256: str, *, size: int, fetch: Callable[[Path], None]) -> Path:
+        """The path of a whole object.
+
+        The file may be removed at any time to make room: who opens it must be ready to ask again.
+
+        Args:
+            sha256: of its bytes.
+            size: bytes.
+            fetch: writes them to the path it is given.
+
+        Raises:
+            DifferentBytes: `fetch` wrote other bytes, four times over.
+            UserError: the object is larger than the whole cache.
+        """
+        path = self.folder / sha256
+        with self._locked(sha256):  # who waits here for another process finds the object when its turn comes
+            if self._holds(path, sha256, size):
+                return path
+            partial = self.folder / f"{sha256}.partial"
+            try:
+                self._make_room(size, partial)
+                for _ in range(_ATTEMPTS):
+                    fetch(partial)
+                    if partial.stat().st_size == size and sha256_file(partial) == sha256:
+                        partial.replace(path)
+                        sync_folder(self.folder)
+                        return path
+            finally:
+                partial.unlink(missing_ok=True)
+        raise DifferentBytes
+
+    @contextmanager
+    def _locked(self, sha256: str) -> Generator[None]:
+        with (self.folder / f"{sha256}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.utime(lock.fileno())
+            yield
+
+    def _holds(self, path: Path, sha256: str, size: int) -> bool:
+        """Whether the object is there and, by its stamp or by its bytes, what it should be."""
+        try:
+            if path.stat().st_size == size and stamped_sha256(path) == sha256:
+                return True
+            path.unlink()  # damaged since
+        except FileNotFoundError:
+            pass
+        return False
+
+    def _make_room(self, size: int, partial: Path) -> None:
+        """Remove what was used longest ago, and what killed processes left, until `partial` fits with `size` bytes."""
+        if size > self.max_bytes:
+            raise UserError(
+                f"a shard of {size:,} bytes does not fit into the cache of {self.max_bytes:,} in {self.folder}: "
+                "raise data.cache_gb"
+            )
+        with (self.folder / "room").open("a") as room:  # one process at a time looks and removes
+            fcntl.flock(room, fcntl.LOCK_EX)
+            found = [entry for entry in self._entries() if entry.name != partial.stem]
+            for entry in found:
+                if entry.partial_bytes and self._abandoned(entry.name):
+                    (self.folder / f"{entry.name}.partial").unlink(missing_ok=True)
+                    entry.partial_bytes = 0
+            used = sum(entry.bytes + entry.partial_bytes for entry in found)
+            for entry in sorted(found, key=lambda entry: entry.last_used):
+                if used + size <= self.max_bytes:
+                    break
+                (self.folder / entry.name).unlink(missing_ok=True)
+                used -= entry.bytes
+            with partial.open("wb") as file:
+                file.truncate(size)  # counts from now on, for others that make room
+
+    def _entries(self) -> "list[_Entry]":
+        entries: list[_Entry] = []
+        for lock in self.folder.glob("*.lock"):
+            whole = lock.with_suffix("")
+            entries.append(
+                _Entry(
+                    name=whole.name,
+                    bytes=_size(whole),
+                    partial_bytes=_size(whole.with_suffix(".partial")),
+                    last_used=lock.stat().st_mtime_ns,
+                )
+            )
+        return entries
+
+    def _abandoned(self, sha256: str) -> bool:
+        with (self.folder / f"{sha256}.lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+            return True
+
+
+@dataclass(kw_only=True)
+class _Entry:
+    """What the folder has of one object."""
+
+    name: str
+    bytes: int
+    partial_bytes: int
+    last_used: int  # nanoseconds
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,80 @@
+"""Training from a bucket through a cache smaller than the data set sees what training from the folder sees."""
+
+import json
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from cluster.object_store import ObjectStore
+from pipelines import pack
+from pipelines.config import compose
+from pipelines.plan import check_inputs, make_plan, with_absolute_paths
+from pipelines.worker import Job, run_worker
+from ssl_core.data.manifest import load_manifest
+from ssl_core.errors import UserError
+from ssl_core.storage import s3
+from ssl_core.train.context import InProcessContext
+from ssl_core.train.records import join_parts
+
+pytestmark = pytest.mark.s3
+BUCKET = "runs-data"
+MODEL = ["method=simclr", "model=resnet_micro", "model.arguments.channels=[8,8,16,16]", "method.projector=[16,8]"]
+SETTING = [
+    *MODEL,
+    *("model.image_size=16", "model.in_chans=1", "train.global_batch=64", "data.lanes=2", "data.block=60"),
+    *("train.steps=30", "train.workers=1", "train.audit=true", "probe.every=null"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,438 digits in 240 shards."""
+    made = tmp_path_factory.mktemp("digits")
+    pack.main(["source=digits", f"output={made}", "shard_samples=6"])
+    return made / "train"
+
+
+@pytest.fixture
+def bucket(endpoint: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
+    """The same shards in a bucket."""
+    client: Any = boto3.client("s3", **endpoint.client_arguments)
+    if BUCKET not in {one["Name"] for one in client.list_buckets()["Buckets"]}:
+        client.create_bucket(Bucket=BUCKET)
+        for path in sorted(folder.iterdir()):
+            client.upload_file(str(path), BUCKET, path.name)
+    for name, value in endpoint.environment.items():
+        monkeypatch.setenv(name, value)
+    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment has changed)
+    yield f"s3://{BUCKET}"
+    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (it changes back)
+
+
+def audit(run: Path, *words: str) -> list[str]:
+    """What every step of a run in this process saw, as text."""
+    run.mkdir()
+    values = with_absolute_paths(compose("pretrain", [*SETTING, *words]))
+    check_inputs(make_plan(values))
+    run_worker(Job(config=values, folder=str(run), attempt=1), InProcessContext(folder=run))
+    return [json.dumps(line) for line in join_parts(run, "audit")]
+
+
+def test_a_small_cache_changes_nothing(bucket: str, folder: Path, tmp_path: Path) -> None:
+    manifest = load_manifest(bucket)
+    gigabytes = manifest.num_bytes / 4 / 1e9
+    cache = tmp_path / "cache"
+    there = audit(tmp_path / "there", f"data.train={bucket}", f"data.cache={cache}", f"data.cache_gb={gigabytes}")
+    assert len(there) == 30  # more than an epoch of 22 steps
+    assert there == audit(tmp_path / "here", f"data.train={folder}")
+    kept = sum(path.stat().st_size for path in cache.iterdir() if len(path.name) == 64)
+    assert manifest.num_bytes / 8 < kept <= manifest.num_bytes / 4
+
+
+def test_a_cache_smaller_than_the_working_set_is_refused_with_the_number(bucket: str) -> None:
+    values = compose("pretrain", [*SETTING, f"data.train={bucket}", "data.cache_gb=0.00001"])
+    with pytest.raises(
+        UserError, match=r"data.cache_gb=1e-05 is too small: 2 lanes .* from 40 shards .* 0\.000819 GB: raise it"
+    ):
+        check_inputs(make_plan(values))

@@ -1,0 +1,163 @@
+"""The cache of a bucket's objects: whole, verified, bounded, fetched once however many ask, unharmed by kills."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import pytest
+
+from ssl_core.errors import UserError
+from ssl_core.storage.cache import CacheConfig, DifferentBytes, ObjectCache
+
+SIZE = 1000
+
+
+@pytest.fixture(autouse=True)
+def stamps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_PIPELINES_CACHE", str(tmp_path / "stamps"))
+
+
+def content(number: int) -> bytes:
+    return bytes([number]) * SIZE
+
+
+def name(number: int) -> str:
+    return hashlib.sha256(content(number)).hexdigest()
+
+
+def cache(folder: Path, *, objects: int = 10) -> ObjectCache:
+    return ObjectCache(CacheConfig(folder=str(folder), max_bytes=objects * SIZE))
+
+
+def get(one: ObjectCache, number: int, fetched: list[int] | None = None) -> Path:
+    def fetch(path: Path) -> None:
+        if fetched is not None:
+            fetched.append(number)
+        path.write_bytes(content(number))
+
+    return one.get(name(number), size=SIZE, fetch=fetch)
+
+
+def objects(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if len(path.name) == 64}
+
+
+def test_an_object_is_fetched_once(tmp_path: Path) -> None:
+    fetched: list[int] = []
+    for _ in range(3):
+        assert get(cache(tmp_path / "c"), 1, fetched).read_bytes() == content(1)
+    assert fetched == [1]
+
+
+def test_threads_that_ask_together_fetch_once(tmp_path: Path) -> None:
+    one, fetched = cache(tmp_path / "c"), list[int]()
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(get, [one] * 32, [1] * 32, [fetched] * 32))
+    assert fetched == [1]
+    assert {path.read_bytes() for path in paths} == {content(1)}
+
+
+def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
+    one = cache(tmp_path / "c", objects=3)
+    for number in (1, 2, 3, 1, 4):
+        get(one, number)
+        time.sleep(0.01)  # the clock of file times ticks
+    assert objects(tmp_path / "c") == {name(3), name(1), name(4)}
+
+
+def test_a_damaged_object_is_fetched_again(tmp_path: Path) -> None:
+    one, fetched = cache(tmp_path / "c"), list[int]()
+    get(one, 1, fetched).write_bytes(content(2))
+    assert get(one, 1, fetched).read_bytes() == content(1)
+    assert fetched == [1, 1]
+
+
+def test_other_bytes_are_not_kept(tmp_path: Path) -> None:
+    one, calls = cache(tmp_path / "c"), list[Path]()
+
+    def wrong(path: Path) -> None:
+        calls.append(path)
+        path.write_bytes(content(2))
+
+    with pytest.raises(DifferentBytes):
+        one.get(name(1), size=SIZE, fetch=wrong)
+    assert len(calls) == 4
+    assert objects(tmp_path / "c") == set()
+    assert not list((tmp_path / "c").glob("*.partial"))
+
+
+def test_a_fetch_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def broken(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError):
+        cache(tmp_path / "c").get(name(1), size=SIZE, fetch=broken)
+    assert objects(tmp_path / "c") == set()
+    assert not list((tmp_path / "c").glob("*.partial"))
+
+
+def test_what_can_never_fit_is_refused_with_the_number(tmp_path: Path) -> None:
+    one = ObjectCache(CacheConfig(folder=str(tmp_path / "c"), max_bytes=SIZE - 1))
+    with pytest.raises(UserError, match=r"1,000 bytes does not fit into the cache of 999.*data\.cache_gb"):
+        get(one, 1)
+
+
+def _ask(folder: str, number: int, log: str, pause: float) -> None:
+    def fetch(path: Path) -> None:
+        with open(log, "a") as lines:
+            lines.write(f"{number}\n")
+        path.write_bytes(content(number)[: SIZE // 2])
+        time.sleep(pause)
+        path.write_bytes(content(number))
+
+    path = cache(Path(folder), objects=3).get(name(number), size=SIZE, fetch=fetch)
+    assert path.stat().st_size == SIZE
+
+
+def processes(*arguments: tuple[str, int, str, float]) -> list[SpawnProcess]:
+    context = multiprocessing.get_context("spawn")
+    started = [context.Process(target=_ask, args=one) for one in arguments]
+    for process in started:
+        process.start()
+    return started
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_processes_that_ask_together_fetch_once(tmp_path: Path) -> None:
+    folder, log = tmp_path / "c", tmp_path / "log"
+    started = processes(*[(str(folder), 1, str(log), 0.2)] * 4)
+    for process in started:
+        process.join(60)
+        assert process.exitcode == 0
+    assert log.read_text() == "1\n"
+
+
+@pytest.mark.slow
+def test_a_kill_in_mid_fetch_holds_nobody_up_and_leaves_no_half_file(tmp_path: Path) -> None:
+    folder, log = tmp_path / "c", tmp_path / "log"
+    (killed,) = processes((str(folder), 1, str(log), 60.0))
+    _until(lambda: log.exists() and bool(log.read_text()))
+    assert killed.pid is not None
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join(30)
+    assert list(folder.glob("*.partial"))
+    one = cache(folder, objects=3)
+    for number in (2, 3, 4):  # as many as fit: what the dead process had is not counted
+        get(one, number)
+    assert objects(folder) == {name(2), name(3), name(4)}
+    assert not list(folder.glob("*.partial"))
+    assert get(one, 1).read_bytes() == content(1)
