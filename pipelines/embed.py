@@ -23,6 +23,7 @@ from pipelines.finished_run import EXPORT
 from pipelines.mlflow_connection import RegistryPlace, tracking_uri
 from ssl_core.errors import UserError
 from ssl_core.storage.local import atomic_path, local_path
+from ssl_core.storage.s3 import is_s3
 
 if TYPE_CHECKING:
     from pipelines.embed_images import Images
@@ -58,7 +59,8 @@ def main(overrides: list[str]) -> None:
     if output.is_dir():
         raise UserError(f"output={output} is a folder: name a file, such as {output / 'embeddings.parquet'}")
     folder = None if model.startswith("models:/") else _model_folder(model)
-    data = local_path(config.data or "") if config.data != "digits" else None
+    elsewhere = config.data == "digits" or is_s3(config.data or "")
+    data = None if elsewhere else local_path(config.data or "")
     if data is not None and not data.exists():
         raise UserError(f"data={config.data}: no such folder or file")
     with _downloaded(config) if folder is None else _as_is(folder) as exported:

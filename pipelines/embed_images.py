@@ -13,6 +13,7 @@ from ssl_core.data.reader import Reader
 from ssl_core.data.sources import Source, open_source
 from ssl_core.probe.features import centre_square
 from ssl_core.storage.local import local_path
+from ssl_core.storage.s3 import is_s3
 
 _AHEAD = 2  # batches that are decoded before they are needed
 
@@ -49,13 +50,15 @@ def open_images(location: str, *, channels: int, size: int) -> Images:
     """Open shards (a folder with a manifest) or whatever `pack` takes as a source.
 
     Args:
-        location: where they are.
+        location: where they are; below `s3://`, packed ones alone.
         channels: what images are decoded to.
         size: the encoder's input size; images are resized to it where they are decoded, in threads.
 
     Raises:
         UserError: there is nothing, or not what can be read.
     """
+    if is_s3(location):
+        return ShardImages(Reader(load_manifest(location), channels=channels), size)
     path = local_path(location) if location != "digits" else None
     if path is not None and (path.name == MANIFEST_NAME or path.is_dir()) and _is_packed(location):
         return ShardImages(Reader(load_manifest(location), channels=channels), size)

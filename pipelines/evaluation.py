@@ -12,6 +12,7 @@ from pipelines.worker import keep_freed_memory
 from ssl_core.data.manifest import Manifest
 from ssl_core.probe.labelled import labelled_set
 from ssl_core.probe.report import ProbeConfig, ProbeReport
+from ssl_core.storage.cache import CacheConfig
 from ssl_core.storage.local import publish_bytes
 
 
@@ -29,7 +30,13 @@ def probe_on_ray(plan: Plan, folder: Path) -> ProbeReport | None:
 
 
 def probe_export(
-    folder: Path, train: Manifest, val: Manifest, config: ProbeConfig, *, say: Callable[[str], None] | None = None
+    folder: Path,
+    train: Manifest,
+    val: Manifest,
+    config: ProbeConfig,
+    *,
+    cache: CacheConfig | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> ProbeReport:
     """Probe an exported encoder in this process, beside raw pixels and the same architecture with random weights.
 
@@ -38,6 +45,7 @@ def probe_export(
         train: the labelled bank.
         val: the labelled validation set.
         config: what is measured; its seed also makes the random encoder.
+        cache: where a bucket's shards are kept.
         say: is told what is being done.
     """
     import torch
@@ -57,8 +65,8 @@ def probe_export(
     }
     return run_probe(
         encoders,
-        labelled_set(train, channels=model.in_chans),
-        labelled_set(val, channels=model.in_chans),
+        labelled_set(train, channels=model.in_chans, cache=cache),
+        labelled_set(val, channels=model.in_chans, cache=cache),
         config,
         image_input=ImageInput(size=model.image_size, mean=loaded.config.mean, std=loaded.config.std),
         device=device,
@@ -81,4 +89,4 @@ def _probe(values: dict[str, Any], folder: str) -> dict[str, Any]:
     manifests = probe_manifests(plan)
     assert manifests is not None, "checked by the driver"
     config = probe_config(plan.config.probe, seed=plan.config.seed)
-    return probe_export(Path(folder) / EXPORT, *manifests, config).to_dict()
+    return probe_export(Path(folder) / EXPORT, *manifests, config, cache=plan.config.data.shard_cache).to_dict()

@@ -144,7 +144,7 @@ def _show(config: PackConfig) -> None:
 
     manifest = load_manifest(config.show or "")
     check_shards(manifest)
-    lines = [*_table(Path(config.show or ""), manifest), f"  {'digest':<12}{manifest.digest}"]
+    lines = [*_table(config.show or "", manifest), f"  {'digest':<12}{manifest.digest}"]
     lines += ["", f"  {'shard':<32}{'samples':>10}{'bytes':>16}"]
     lines += [f"  {shard.name:<32}{shard.samples:>10,}{shard.bytes:>16,}" for shard in manifest.shards]
     if manifest.labelled_samples:
@@ -173,7 +173,7 @@ def _progress(title: str) -> Generator[Callable[[int, int], None], None, None]:
         yield lambda count, of: line.show(f"{title}: {count:,} of {of:,}")
 
 
-def _table(folder: Path, manifest: "Manifest") -> list[str]:
+def _table(folder: Path | str, manifest: "Manifest") -> list[str]:
     mean, deviation = (" ".join(f"{value:.4f}" for value in values) for values in (manifest.mean, manifest.std))
     classes = f"{manifest.labelled_samples:,} in {len(manifest.classes)} classes"
     rows = {
@@ -185,7 +185,7 @@ def _table(folder: Path, manifest: "Manifest") -> list[str]:
         "mean": mean,
         "deviation": deviation,
     }
-    if Path(manifest.root).absolute() != folder.absolute():
+    if Path(manifest.root).absolute() != Path(folder).absolute():
         rows["shards in"] = manifest.root
     return ["", str(folder), *(f"  {name:<12}{value}" for name, value in rows.items())]
 

@@ -6,7 +6,7 @@ random below its bound; what cannot get better (no such key, no permission) is s
 """
 
 import os
-import random
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +133,7 @@ def _persist(what: str, call: Callable[[], _Answer]) -> _Answer:
     for attempt in range(_ATTEMPTS):
         if attempt:
             bound = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
-            time.sleep(random.SystemRandom().uniform(0, bound))
+            time.sleep(bound * secrets.randbelow(1001) / 1000)  # drawn for everyone by itself, or all would ask at once
         try:
             return call()
         except (NoCredentialsError, PartialCredentialsError) as error:
