@@ -145,7 +145,7 @@ def test_optimiser_state_is_named_by_parameter(tmp_path: Path) -> None:
     assert engine.step.optimizer_state() == {}
     engine.step(engine.loader.batch(0))
     names = {name for name, _ in engine.step.module.named_parameters()}
-    assert set(engine.step.optimizer_state()) == {f"{name}/velocity" for name in names}
+    assert set(engine.step.optimizer_state()) == {f"{name}/momentum_buffer" for name in names}
 
 
 def test_a_large_gradient_is_scaled_down_to_the_norm_that_is_allowed(tmp_path: Path) -> None:
