@@ -29,7 +29,7 @@ def draw_loss(place: Axes, lines: list[dict[str, Any]]) -> None:
     place.plot(epochs, losses, linewidth=0.5, alpha=0.4)
     means = np.convolve(losses, np.full(width, 1 / width), "valid")
     place.plot(epochs[width - 1 :], means, color="C0")
-    low, high = np.quantile(losses, [0, 0.98])
+    low, high = np.quantile(losses, [0.01, 0.98])
     place.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
 
@@ -65,9 +65,10 @@ def main() -> None:
         accuracy.set_ylim(20, 75)
         for place in (loss, accuracy):
             place.set_xlabel("epoch")
+            place.set_xlim(left=0)
             place.grid(alpha=0.3)
     places[0, 1].legend(fontsize="small")
-    figure.savefig(arguments.output, dpi=100)
+    figure.savefig(arguments.output, dpi=80)
 
 
 if __name__ == "__main__":
