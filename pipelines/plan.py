@@ -223,6 +223,8 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
         places = {name: values[section][name] for name in ("train", "val") if isinstance(values[section][name], str)}
         found = {name: place if is_s3(place) else str(local_path(place).resolve()) for name, place in places.items()}
         result[section] = {**values[section], **found}
+    if isinstance(values["data"]["cache"], str):
+        result["data"]["cache"] = str(local_path(values["data"]["cache"]).resolve())
     return result
 
 

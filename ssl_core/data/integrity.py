@@ -105,7 +105,7 @@ def _difference_in(root: str, shard: ShardInfo, *, fresh: bool) -> str | None:
         path = Path(folder) / "shard"
         try:
             s3.download(s3.S3Location.of(root) / shard.name, path, size=shard.bytes)
-        except UserError:
+        except s3.MissingObject:
             return "is missing"
         return difference(path, shard, fresh=True)
 

@@ -121,9 +121,8 @@ class LaneLoader:
             try:
                 for step in range(first_step, end_step + self._ahead):
                     while self._prepare and prepared < min(step + self._prepare_ahead, end_step):
-                        preparing.submit(
-                            self._prepare, self._positions(prepared)
-                        )  # an error comes again, with the batch
+                        # an error is not looked at: it comes again with the batch
+                        preparing.submit(self._prepare, self._positions(prepared))
                         prepared += 1
                     if step < end_step:
                         waiting.append(self._start(step, pool))

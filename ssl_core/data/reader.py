@@ -20,6 +20,7 @@ from ssl_core.data.quarantine import Quarantine
 from ssl_core.data.tar import Shard, ShardIndex, index_shard, map_shard, read_labels
 from ssl_core.errors import Resumable, UserError
 from ssl_core.storage.cache import CacheConfig
+from ssl_core.storage.s3 import is_s3
 
 _LOOKS = 8  # at a shard that other processes put out of the cache as soon as it is there
 
@@ -70,6 +71,8 @@ class Reader:
         self._fetch = fetch or shards_of(manifest, verify=verify, cache=cache)
         self._max_pixels = max_pixels
         self._max_open_shards = max_open_shards
+        # what made room in the cache stays on the disk while it is mapped: as much again at most
+        self._max_open_bytes = (cache or CacheConfig()).max_bytes if is_s3(manifest.root) else None
         self._starts = [0, *accumulate(shard.samples for shard in manifest.shards)]
         self._ends = np.asarray(self._starts[1:], dtype=np.int64)
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
@@ -150,9 +153,15 @@ class Reader:
             shard = self._open.get(number) or self._map(self.manifest.shards[number])
             with self._lock:
                 self._open[number] = shard
-                while len(self._open) > self._max_open_shards:
+                while self._too_much_is_open():
                     self._open.popitem(last=False)
         return shard
+
+    def _too_much_is_open(self) -> bool:
+        if self._max_open_bytes is None or len(self._open) <= 1:
+            return len(self._open) > self._max_open_shards
+        open_bytes = sum(self.manifest.shards[number].bytes for number in self._open)
+        return len(self._open) > self._max_open_shards or open_bytes > self._max_open_bytes
 
     def _map(self, info: ShardInfo) -> _OpenShard:
         buffer = self._buffer(info)

@@ -5,20 +5,25 @@
     <folder>/<sha256>.partial   what that process has so far; one whose lock nobody holds was left by a kill
 
 Locks are the kernel's (flock): they end with the process that holds them. The least recently used objects make room
-for new ones. One that is mapped into memory stays readable after that, as files do that are deleted while open.
+for new ones, with their locks. One that is mapped into memory stays readable after that, as files do that are deleted
+while open, and takes its place on the disk until it is let go.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from ssl_core.errors import UserError
+from ssl_core.errors import Resumable, UserError
 from ssl_core.storage.local import cache_folder, sha256_file, stamped_sha256, sync_folder
 
 _ATTEMPTS = 4  # the first and three more
+_ROOM = "room"  # the file whose lock is held while room is made
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +32,7 @@ class CacheConfig:
 
     Attributes:
         folder: None: `shards` below `$SSL_PIPELINES_CACHE` or `~/.cache/ssl-pipelines`.
-        max_bytes: of whole objects and such as are under way.
+        max_bytes: of all objects; only those that are being fetched at the same moment may exceed it for that long.
     """
 
     folder: str | None = None
@@ -63,13 +68,13 @@ class ObjectCache:
 
         Raises:
             DifferentBytes: `fetch` wrote other bytes, four times over.
+            Resumable: the disk is full, or not to be written to.
             UserError: the object is larger than the whole cache.
         """
-        path = self.folder / sha256
+        path, partial = self.folder / sha256, self.folder / f"{sha256}.partial"
         with self._locked(sha256):  # who waits here for another process finds the object when its turn comes
             if self._holds(path, sha256, size):
                 return path
-            partial = self.folder / f"{sha256}.partial"
             try:
                 self._make_room(size, partial)
                 for _ in range(_ATTEMPTS):
@@ -78,16 +83,27 @@ class ObjectCache:
                         partial.replace(path)
                         sync_folder(self.folder)
                         return path
+            except OSError as error:
+                if error.errno not in _DISK_ERRORS:
+                    raise
+                raise Resumable(
+                    f"cannot write into {self.folder} ({error.strerror}): free some space, lower data.cache_gb or name "
+                    "another folder with data.cache=…"
+                ) from error
             finally:
                 partial.unlink(missing_ok=True)
         raise DifferentBytes
 
     @contextmanager
     def _locked(self, sha256: str) -> Generator[None]:
-        with (self.folder / f"{sha256}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            os.utime(lock.fileno())
-            yield
+        while True:
+            with (self.folder / f"{sha256}.lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not _is_still_there(lock):
+                    continue  # who made room removed it before it was ours: another one has its name, or none
+                os.utime(lock.fileno())
+                yield
+                return
 
     def _holds(self, path: Path, sha256: str, size: int) -> bool:
         """Whether the object is there and, by its stamp or by its bytes, what it should be."""
@@ -106,42 +122,40 @@ class ObjectCache:
                 f"a shard of {size:,} bytes does not fit into the cache of {self.max_bytes:,} in {self.folder}: "
                 "raise data.cache_gb"
             )
-        with (self.folder / "room").open("a") as room:  # one process at a time looks and removes
+        with (self.folder / _ROOM).open("a") as room:  # one process at a time looks and removes
             fcntl.flock(room, fcntl.LOCK_EX)
-            found = [entry for entry in self._entries() if entry.name != partial.stem]
-            for entry in found:
-                if entry.partial_bytes and self._abandoned(entry.name):
-                    (self.folder / f"{entry.name}.partial").unlink(missing_ok=True)
-                    entry.partial_bytes = 0
-            used = sum(entry.bytes + entry.partial_bytes for entry in found)
-            for entry in sorted(found, key=lambda entry: entry.last_used):
-                if used + size <= self.max_bytes:
-                    break
-                (self.folder / entry.name).unlink(missing_ok=True)
-                used -= entry.bytes
+            others = [entry for entry in self._entries() if entry.name != partial.stem]
+            used = sum(entry.bytes for entry in others)
+            for entry in sorted(others, key=lambda entry: entry.last_used):
+                if (entry.is_partial or used + size > self.max_bytes) and self._remove(entry.name):
+                    used -= entry.bytes
             with partial.open("wb") as file:
                 file.truncate(size)  # counts from now on, for others that make room
 
     def _entries(self) -> "list[_Entry]":
-        entries: list[_Entry] = []
-        for lock in self.folder.glob("*.lock"):
-            whole = lock.with_suffix("")
-            entries.append(
-                _Entry(
-                    name=whole.name,
-                    bytes=_size(whole),
-                    partial_bytes=_size(whole.with_suffix(".partial")),
-                    last_used=lock.stat().st_mtime_ns,
-                )
-            )
-        return entries
+        found: dict[str, _Entry] = {}
+        for file in os.scandir(self.folder):
+            name, _, kind = file.name.partition(".")
+            entry = found.setdefault(name, _Entry(name=name))
+            try:
+                status = file.stat()
+            except FileNotFoundError:
+                continue  # it became whole, or went
+            entry.bytes += status.st_size
+            entry.is_partial |= kind == "partial"
+            entry.last_used = max(entry.last_used, status.st_mtime_ns if kind == "lock" else 0)
+        found.pop(_ROOM, None)
+        return list(found.values())
 
-    def _abandoned(self, sha256: str) -> bool:
+    def _remove(self, sha256: str) -> bool:
+        """Remove an object, or what is left of one, unless another process is at it; its lock goes last."""
         with (self.folder / f"{sha256}.lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 return False
+            for kind in ("", ".partial", ".lock"):
+                (self.folder / f"{sha256}{kind}").unlink(missing_ok=True)
             return True
 
 
@@ -150,13 +164,14 @@ class _Entry:
     """What the folder has of one object."""
 
     name: str
-    bytes: int
-    partial_bytes: int
-    last_used: int  # nanoseconds
+    bytes: int = 0
+    is_partial: bool = False
+    last_used: int = 0  # nanoseconds
 
 
-def _size(path: Path) -> int:
+def _is_still_there(lock: IO[str]) -> bool:
+    """Whether an open file is the one that has its name."""
     try:
-        return path.stat().st_size
+        return os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))
     except FileNotFoundError:
-        return 0
+        return False

@@ -51,6 +51,10 @@ class S3Location:
         return f"{SCHEME}{self.bucket}/{self.key}"
 
 
+class MissingObject(UserError):
+    """There is no such object."""
+
+
 def is_s3(location: str | Path) -> bool:
     """Whether a location is an object store's."""
     return str(location).startswith(SCHEME)
@@ -86,10 +90,11 @@ def download(location: S3Location, path: Path, *, size: int) -> None:
     Args:
         location: the object.
         path: written anew.
-        size: the object's bytes; a shorter or longer object is an error.
+        size: bytes to read; a shorter object is an error, of a longer one the beginning is written.
 
     Raises:
-        UserError: there is no such object, or no permission.
+        MissingObject: there is no such object.
+        UserError: no permission.
         Resumable: the store did not answer well, many times over.
     """
     parts = [range(start, min(start + _PART_BYTES, size)) for start in range(0, size, _PART_BYTES)]
@@ -105,7 +110,7 @@ def download(location: S3Location, path: Path, *, size: int) -> None:
                 for _ in pool.map(fetch, parts):
                     pass
         except _Missing as missing:
-            raise UserError(f"{location}: there is no such object: was the data set moved or deleted?") from missing
+            raise MissingObject(f"{location}: there is no such object: was the data set moved or deleted?") from missing
 
 
 class _Missing(Exception):

@@ -1,6 +1,5 @@
 """Training from a bucket through a cache smaller than the data set sees what training from the folder sees."""
 
-import json
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ MODEL = ["method=simclr", "model=resnet_micro", "model.arguments.channels=[8,8,1
 SETTING = [
     *MODEL,
     *("model.image_size=16", "model.in_chans=1", "train.global_batch=64", "data.lanes=2", "data.block=60"),
-    *("train.steps=30", "train.workers=1", "train.audit=true", "probe.every=null"),
+    *("train.steps=30", "train.workers=1", "train.threads=1", "train.audit=true", "probe.every=null"),
 ]
 
 
@@ -52,13 +51,13 @@ def bucket(endpoint: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch)
     s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (it changes back)
 
 
-def audit(run: Path, *words: str) -> list[str]:
-    """What every step of a run in this process saw, as text."""
+def audit(run: Path, *words: str) -> list[dict[str, Any]]:
+    """What every step of a run in this process saw."""
     run.mkdir()
     values = with_absolute_paths(compose("pretrain", [*SETTING, *words]))
     check_inputs(make_plan(values))
     run_worker(Job(config=values, folder=str(run), attempt=1), InProcessContext(folder=run))
-    return [json.dumps(line) for line in join_parts(run, "audit")]
+    return join_parts(run, "audit")
 
 
 def test_a_small_cache_changes_nothing(bucket: str, folder: Path, tmp_path: Path) -> None:
@@ -67,7 +66,9 @@ def test_a_small_cache_changes_nothing(bucket: str, folder: Path, tmp_path: Path
     cache = tmp_path / "cache"
     there = audit(tmp_path / "there", f"data.train={bucket}", f"data.cache={cache}", f"data.cache_gb={gigabytes}")
     assert len(there) == 30  # more than an epoch of 22 steps
-    assert there == audit(tmp_path / "here", f"data.train={folder}")
+    here = audit(tmp_path / "here", f"data.train={folder}")
+    for name in ("ids", "views", "loss"):
+        assert [line[name] for line in there] == [line[name] for line in here], name
     kept = sum(path.stat().st_size for path in cache.iterdir() if len(path.name) == 64)
     assert manifest.num_bytes / 8 < kept <= manifest.num_bytes / 4
 
@@ -78,3 +79,10 @@ def test_a_cache_smaller_than_the_working_set_is_refused_with_the_number(bucket:
         UserError, match=r"data.cache_gb=1e-05 is too small: 2 lanes .* from 40 shards .* 0\.000819 GB: raise it"
     ):
         check_inputs(make_plan(values))
+
+
+def test_workers_elsewhere_use_the_same_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = with_absolute_paths(compose("pretrain", [*SETTING, "data.train=s3://some/where", "data.cache=here"]))
+    assert values["data"]["train"] == "s3://some/where"
+    assert values["data"]["cache"] == str(tmp_path / "here")

@@ -128,6 +128,7 @@ def test_shards_that_are_not_as_listed_are_named_before_anything_starts(bucket: 
 
 
 def test_what_cannot_get_better_is_said_in_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = load_manifest(bucket)
     with pytest.raises(UserError, match=r"s3://images/digits has no manifest\.json"):
         load_manifest("s3://images/digits")
     with pytest.raises(UserError, match="no such bucket"):
@@ -138,6 +139,8 @@ def test_what_cannot_get_better_is_said_in_one_line(bucket: str, monkeypatch: py
     s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment has changed)
     with pytest.raises(UserError, match="check the credentials and the endpoint"):
         load_manifest(bucket)
+    with pytest.raises(UserError, match="check the credentials and the endpoint"):  # and not: is missing
+        find_damage(manifest, manifest.shards[:1])
 
 
 def test_a_store_that_is_away_is_resumable(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

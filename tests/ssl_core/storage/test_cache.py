@@ -1,5 +1,7 @@
 """The cache of a bucket's objects: whole, verified, bounded, fetched once however many ask, unharmed by kills."""
 
+import errno
+import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_core.errors import UserError
+from ssl_core.errors import Resumable, UserError
 from ssl_core.storage.cache import CacheConfig, DifferentBytes, ObjectCache
 
 SIZE = 1000
@@ -100,6 +102,60 @@ def test_a_fetch_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError):
         cache(tmp_path / "c").get(name(1), size=SIZE, fetch=broken)
     assert objects(tmp_path / "c") == set()
+    assert not list((tmp_path / "c").glob("*.partial"))
+
+
+def test_what_makes_room_takes_its_lock_along(tmp_path: Path) -> None:
+    one = cache(tmp_path / "c", objects=2)
+    for number in range(20):
+        get(one, number)
+    assert len(list((tmp_path / "c").glob("*.lock"))) == 2
+
+
+def test_who_waited_for_a_lock_that_was_removed_takes_the_one_that_others_see(tmp_path: Path) -> None:
+    one, seen = cache(tmp_path / "c"), list[bool]()
+    lock = tmp_path / "c" / f"{name(1)}.lock"
+
+    def fetch(path: Path) -> None:
+        seen.append(lock.exists())
+        path.write_bytes(content(1))
+
+    def times_open() -> int:
+        return sum(os.readlink(file) == str(lock) for file in Path("/proc/self/fd").iterdir() if file.is_symlink())
+
+    with ThreadPoolExecutor(1) as pool:
+        with lock.open("a") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            waiting = pool.submit(one.get, name(1), size=SIZE, fetch=fetch)
+            _until(lambda: times_open() == 2)
+            lock.unlink()  # as who makes room does, the lock in hand
+        waiting.result(30)
+    assert seen == [True]
+
+
+def test_an_object_that_is_asked_for_while_others_make_room_is_never_half_there(tmp_path: Path) -> None:
+    one = cache(tmp_path / "c", objects=2)
+
+    def ask(number: int) -> bool:
+        try:
+            return get(one, number).read_bytes() == content(number)
+        except FileNotFoundError:
+            return True  # made room for another one before it was opened: who asks must ask again
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, [number % 6 for number in range(300)]))
+    get(one, 7)  # eight at a time were more than fit
+    assert len(objects(tmp_path / "c")) <= 2
+    assert not list((tmp_path / "c").glob("*.partial"))
+
+
+def test_a_full_disk_is_said_in_words_and_leaves_nothing(tmp_path: Path) -> None:
+    def full(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(Resumable, match=r"No space left on device\): free some space"):
+        cache(tmp_path / "c").get(name(1), size=SIZE, fetch=full)
     assert not list((tmp_path / "c").glob("*.partial"))
 
 
