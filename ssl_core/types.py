@@ -25,18 +25,19 @@ class LaneBatch:
 class ViewBatch:
     """What a method embeds: whole lanes, as normalised images on the device."""
 
-    images: Mapping[str, Tensor]  # a view group's name → float [L · V · b, K, H, W]; "shuffled" → [L · b, K, H, W]
+    images: Mapping[str, Tensor]  # a view group's name → float [L · V · b, K, H, W]
     positions: Tensor  # int64 [L · b]
     num_lanes: int
     step: int
     epoch: int
     seed: int = 0
-    shuffled_slots: Tensor | None = None  # int64 [L · b]: which sample of the global batch each "shuffled" row shows
+    shuffled_slots: Tensor | None = None  # int64 [L · b]: which samples of the global batch the shuffled view shows
 
     def view(self, group: str, number: int) -> Tensor:
         """One view of every sample: [L · b, K, H, W]."""
         images, views = self.images[group], self.views(group)
-        return images.unflatten(0, (self.num_lanes, views, -1))[:, number].flatten(0, 1)
+        rows = images.permute(0, 2, 3, 1).unflatten(0, (self.num_lanes, views, -1))  # as they lie in memory
+        return rows[:, number].flatten(0, 1).permute(0, 3, 1, 2)
 
     def views(self, group: str) -> int:
         """V: views a sample has in this group."""

@@ -175,8 +175,8 @@ def info_nce_partial(
 
     Args:
         q: queries [O, D], normalised here.
-        k: the keys of the same samples [O, D], normalised here.
-        others: negatives [K, D], normalised here.
+        k: the keys of the same samples [O, D], unit vectors.
+        others: negatives [K, D], unit vectors.
         temperature: τ ≥ MIN_TEMPERATURE.
         positive_column: int64 [O], the row of `others` that is the query's own key and therefore no negative; None
             where `others` (a queue) holds none.
@@ -186,8 +186,7 @@ def info_nce_partial(
     """
     with torch.autocast(q.device.type, enabled=False):
         q_OD = F.normalize(_accurate(q), dim=1)
-        k_OD = F.normalize(_accurate(k.detach()), dim=1)
-        others_KD = F.normalize(_accurate(others.detach()), dim=1)
+        k_OD, others_KD = _accurate(k.detach()), _accurate(others.detach())
         return _TiledInfoNCE.apply(q_OD, k_OD, others_KD, positive_column, temperature)
 
 
@@ -200,4 +199,5 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float = 0.07) 
         queue: negatives [K, D], normalised here.
         temperature: τ ≥ MIN_TEMPERATURE.
     """
-    return info_nce_partial(q, k, queue, temperature=temperature) / len(q)
+    k_ND, queue_KD = (F.normalize(_accurate(keys), dim=1) for keys in (k, queue))
+    return info_nce_partial(q, k_ND, queue_KD, temperature=temperature) / len(q)

@@ -43,8 +43,8 @@ class Method(Protocol):
     per_sample: bool
     """Whether `loss` is a mean over samples: then nothing is gathered and micro-batches simply accumulate."""
     shuffled_view: int | None
-    """View of the group "views" that `embed` also gets as "shuffled": its samples regrouped across the lanes of all
-    workers by a permutation keyed by (seed, step), as MoCo's keys are; None where nothing is regrouped."""
+    """View of the group "views" whose samples are regrouped across the lanes of all workers by a permutation keyed by
+    (seed, step), as MoCo's keys are; None where nothing is regrouped."""
 
     def embed(self, batch: ViewBatch) -> Mapping[str, Tensor]:
         """Rows of these lanes, by name.

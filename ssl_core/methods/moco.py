@@ -87,15 +87,14 @@ class MoCo(nn.Module):
         """
         q = self.projector(self.encoder(batch.view("views", 0)))
         with torch.no_grad():
-            images = batch.view("views", 1) if batch.shuffled_slots is None else batch.images["shuffled"]
-            k = self.key_projector(self.key_encoder(images))
+            k = self.key_projector(self.key_encoder(batch.view("views", 1)))
         return {"q": q, "k": k} | ({} if batch.shuffled_slots is None else {"slot": batch.shuffled_slots})
 
     def loss(self, rows: GlobalRows) -> Tensor:
         """InfoNCE of own queries against their keys and the queue, as this worker's part of the mean."""
         own = rows.own("q")
         total = info_nce_partial(
-            rows.rows["q"][own], keys_in_order(rows)[own], self.queue.rows, temperature=self.temperature
+            rows.rows["q"][own], unit_keys(rows)[own], self.queue.rows, temperature=self.temperature
         )
         return total / len(rows.rows["q"])
 
@@ -106,10 +105,10 @@ class MoCo(nn.Module):
 
     def after_step(self, rows: GlobalRows, keep: Tensor) -> None:
         """Put the step's keys into the queue, in lane order."""
-        self.queue.put_(nn.functional.normalize(keys_in_order(rows), dim=1), keep)
+        self.queue.put_(unit_keys(rows), keep)
 
 
-def keys_in_order(rows: GlobalRows) -> Tensor:
-    """The keys of the global batch in lane order, whatever lanes made them."""
-    k_ND = rows.rows["k"]
+def unit_keys(rows: GlobalRows) -> Tensor:
+    """The keys of the global batch in lane order, whatever lanes made them, at length 1."""
+    k_ND = nn.functional.normalize(rows.rows["k"], dim=1)
     return k_ND[rows.rows["slot"].argsort()] if "slot" in rows.rows else k_ND

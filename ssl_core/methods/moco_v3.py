@@ -94,7 +94,7 @@ class MoCoV3(nn.Module):
         column = torch.arange(num_samples, device=rows.rows["q0"].device)[own]
         total = rows.rows["q0"].new_zeros(())
         for query, key in (("q0", "k1"), ("q1", "k0")):
-            q, k = rows.rows[query][own], rows.rows[key]
+            q, k = rows.rows[query][own], nn.functional.normalize(rows.rows[key], dim=1)
             total = total + info_nce_partial(q, k[own], k, temperature=self.temperature, positive_column=column)
         return total * (2 * self.temperature / num_samples)
 

@@ -4,8 +4,8 @@ Or the whole global batch at once, where `use_lane_batch_norm` is given the work
 
 Shapes: N rows = lanes · rows a lane, rows lie lane-major; F features; L lanes of B rows.
 
-In general the native kernel runs on each lane's contiguous rows, and the outputs are joined; the obvious `var_mean`
-over a [L, B, F, …] view is several times slower on a CPU. With lanes seen as samples and features as groups the layer
+In general the native kernel runs on each lane's contiguous rows and writes into one output; the obvious `var_mean` over
+a [L, B, F, …] view is several times slower on a CPU. With lanes seen as samples and features as groups the layer
 is a group norm (Wu and He, arXiv 1803.08494): one call, nothing to join. Compilers make better code of that; the CPU's
 kernel for it is faster in bf16 (`benchmarks/batch_norm.py`), but sums squares in float32, too coarse for float32 data.
 
@@ -14,9 +14,9 @@ commits their mean over all lanes of all workers once per step, so that they do 
 on how a step was cut into chunks.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,44 @@ from torch.nn import functional as F
 from ssl_core.collectives import Collectives
 from ssl_core.nn.global_batch_norm import global_batch_norm
 
+_FOREACH: Any = torch  # torch exports the foreach operations without typing them
 _MOMENTUM = 0.1  # the weight of a step in the running statistics
 _FAST_GROUP = 1024  # for smaller groups torch's CPU group norm takes another way, ten times slower than ours by lanes
 
 
-def _group_norm(
-    x_NFHW: Tensor, weight_F: Tensor, bias_F: Tensor, num_lanes: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y as x, and each lane's mean and 1 / standard deviation, [L, F]; no copy where channels lie last in memory."""
+class _Normalised(NamedTuple):
+    """What a way of normalising lanes makes."""
+
+    y_NF: Tensor  # as x
+    mean_LF: Tensor
+    scale_LF: Tensor  # 1 / standard deviation
+    seen_L2F: Tensor  # mean and unbiased variance, for the running statistics
+
+
+_Way = Callable[[Tensor, Tensor | None, Tensor | None, int, float], _Normalised]
+
+
+def _lane_by_lane(
+    x_NF: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, num_lanes: int, eps: float
+) -> _Normalised:
+    """The native kernel on each lane's rows, written to where they belong."""
+    y_NF = torch.empty_like(x_NF)
+    dtype = torch.promote_types(x_NF.dtype, torch.float32)
+    seen_L2F = x_NF.new_zeros(num_lanes, 2, x_NF.shape[1], dtype=dtype)
+    mean_LF, scale_LF = x_NF.new_empty(2, num_lanes, x_NF.shape[1], dtype=dtype)
+    lanes = (x_NF.chunk(num_lanes), y_NF.chunk(num_lanes), seen_L2F.unbind(), mean_LF.unbind(), scale_LF.unbind())
+    for x, y, seen_2F, mean, scale in zip(*lanes, strict=True):
+        # momentum 1.0: the kernel writes this lane's mean and unbiased variance into `seen`
+        torch.ops.aten.native_batch_norm.out(
+            x, weight_F, bias_F, *seen_2F.unbind(), True, 1.0, eps, out=y, save_mean=mean, save_invstd=scale
+        )
+    return _Normalised(y_NF, mean_LF, scale_LF, seen_L2F)
+
+
+def _as_group_norm(
+    x_NFHW: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, num_lanes: int, eps: float
+) -> _Normalised:
+    """One call, without a copy where channels lie last in memory."""
     rows = x_NFHW.permute(0, 2, 3, 1)
     _, _, width, features = rows.shape
     values = x_NFHW.numel() // (num_lanes * features)
@@ -40,43 +70,50 @@ def _group_norm(
     y, mean_LF, scale_LF = torch.native_group_norm(
         samples, weight_F, bias_F, num_lanes, features, values, features, eps
     )
-    return y.permute(0, 2, 3, 1).reshape(rows.shape).permute(0, 3, 1, 2), mean_LF, scale_LF
-
-
-def _mean_and_variance(mean_LF: Tensor, scale_LF: Tensor, *, values: int, eps: float) -> Tensor:
-    """[L, 2, F] with the unbiased variance, from 1 / sqrt(biased variance + eps) over so many values."""
     correction = values / (values - 1)
-    return torch.stack([mean_LF, scale_LF.pow(-2).mul_(correction).sub_(correction * eps)], 1)
+    unbiased_LF = scale_LF.detach().pow(-2).mul_(correction).sub_(correction * eps)
+    seen_L2F = torch.stack([mean_LF.detach(), unbiased_LF], 1)
+    y_NFHW = y.permute(0, 2, 3, 1).reshape(rows.shape).permute(0, 3, 1, 2)
+    return _Normalised(y_NFHW, mean_LF, scale_LF, seen_L2F)
 
 
-class _GroupNormForward(torch.autograd.Function):
-    """Forward is a group norm. Backward is the native layer's, lane by lane: ten times faster than the group norm's."""
+class _LaneNorm(torch.autograd.Function):
+    """Forward is either way. Backward is the native layer's, lane by lane: ten times faster than the group norm's."""
 
     @staticmethod
     def forward(
-        ctx: Any, x_NFHW: Tensor, weight_F: Tensor, bias_F: Tensor, num_lanes: int, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        y, mean_LF, scale_LF = _group_norm(x_NFHW, weight_F, bias_F, num_lanes, eps)
-        ctx.save_for_backward(x_NFHW, weight_F, mean_LF, scale_LF)
-        ctx.mark_non_differentiable(mean_LF, scale_LF)
+        ctx: Any,
+        x_NF: Tensor,
+        weight_F: Tensor | None,
+        bias_F: Tensor | None,
+        num_lanes: int,
+        eps: float,
+        normalise: _Way,
+    ) -> tuple[Tensor, Tensor]:
+        made = normalise(x_NF, weight_F, bias_F, num_lanes, eps)
+        ctx.save_for_backward(x_NF, weight_F, made.mean_LF, made.scale_LF)
+        ctx.mark_non_differentiable(made.seen_L2F)
         ctx.eps = eps
-        return y.detach(), mean_LF, scale_LF  # not a view: activations may write over it
+        return made.y_NF.detach(), made.seen_L2F  # not a view: activations may write over it
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator)
-        x_NFHW, weight_F, mean_LF, scale_LF = ctx.saved_tensors
-        dx_NFHW = torch.empty_like(x_NFHW)
-        lanes = [tensor.chunk(len(mean_LF)) for tensor in (grad_outputs[0], x_NFHW, dx_NFHW)]
+        x_NF, weight_F, mean_LF, scale_LF = ctx.saved_tensors
+        dx_NF = torch.empty_like(x_NF)
+        lanes = [tensor.chunk(len(mean_LF)) for tensor in (grad_outputs[0], x_NF, dx_NF)]
+        wanted = [True, weight_F is not None, weight_F is not None]
         dweights, dbiases = list[Tensor](), list[Tensor]()
         for dy, x, dx, mean, scale in zip(*lanes, mean_LF.unbind(), scale_LF.unbind(), strict=True):
             found, dweight, dbias = torch.ops.aten.native_batch_norm_backward.default(
-                dy, x, weight_F, None, None, mean, scale, True, ctx.eps, [True, True, True]
+                dy, x, weight_F, None, None, mean, scale, True, ctx.eps, wanted
             )
             dx.copy_(found)  # while it is in the cache
             dweights.append(dweight)
             dbiases.append(dbias)
-        return dx_NFHW, torch.stack(dweights).sum(0), torch.stack(dbiases).sum(0), None, None
+        if weight_F is None:
+            return dx_NF, None, None, None, None, None
+        return dx_NF, torch.stack(dweights).sum(0), torch.stack(dbiases).sum(0), None, None, None
 
 
 class LaneBatchNorm(nn.Module):
@@ -125,43 +162,45 @@ class LaneBatchNorm(nn.Module):
             if self.recording:
                 self.recorded.append(seen_2F.expand(self.num_lanes, -1, -1))
             return self.act(self.drop(y))
-        y, seen_L2F = self._as_group_norm(x_NF) if self._group_norm_is_faster(x_NF) else self._lane_by_lane(x_NF)
+        y, seen_L2F = self._traced(x_NF) if torch.compiler.is_compiling() else self._normalised(x_NF)
         if self.recording:
             self.recorded.append(seen_L2F)
         return self.act(self.drop(y))
 
-    def _lane_by_lane(self, x_NF: Tensor) -> tuple[Tensor, Tensor]:
-        """y, and each lane's mean and unbiased variance."""
+    def _normalised(self, x_NF: Tensor) -> tuple[Tensor, Tensor]:
+        """y, and each lane's mean and unbiased variance [L, 2, F]."""
+        if self._group_norm_is_faster(x_NF):
+            way = _as_group_norm
+        elif self.num_lanes == 1:
+            return self._native(x_NF)
+        else:
+            way = _lane_by_lane
+        return _LaneNorm.apply(x_NF, self.weight, self.bias, self.num_lanes, self.eps, way)
+
+    def _group_norm_is_faster(self, x_NF: Tensor) -> bool:
+        """For images in bf16 on a CPU with channels last, unless they are tiny."""
+        if x_NF.ndim != 4 or x_NF.device.type != "cpu" or x_NF.dtype != torch.bfloat16 or self.weight is None:
+            return False
+        values = x_NF.numel() // (self.num_lanes * self.num_features)
+        return values >= _FAST_GROUP and x_NF.is_contiguous(memory_format=torch.channels_last)
+
+    def _traced(self, x_NF: Tensor) -> tuple[Tensor, Tensor]:
+        """As `_normalised`, of what a compiler can look through; compiled, a sum is as accurate as its input's type."""
+        values = x_NF.numel() // (self.num_lanes * self.num_features)
+        if x_NF.ndim != 4 or self.weight is None or values == 1:
+            return self._native(x_NF)
+        x = x_NF.to(self.weight.dtype)
+        made = _as_group_norm(x, self.weight, self.bias, self.num_lanes, self.eps)
+        return made.y_NF.to(x_NF.dtype), made.seen_L2F
+
+    def _native(self, x_NF: Tensor) -> tuple[Tensor, Tensor]:
+        """As `_normalised`, by the native layer and with its gradient."""
         seen_L2F = self.running_mean.new_zeros(self.num_lanes, 2, self.num_features)
         lanes = [
-            # momentum 1.0: the kernel writes this lane's mean and unbiased variance into `seen`
             F.batch_norm(lane, seen[0], seen[1], self.weight, self.bias, True, 1.0, self.eps)
             for lane, seen in zip(x_NF.chunk(self.num_lanes), seen_L2F, strict=True)
         ]
         return lanes[0] if len(lanes) == 1 else torch.cat(lanes), seen_L2F
-
-    def _group_norm_is_faster(self, x_NF: Tensor) -> bool:
-        """For images that a compiler sees, or that lie on a CPU in bf16 with channels last, unless they are tiny."""
-        if x_NF.ndim != 4 or self.weight is None:
-            return False
-        values = x_NF.numel() // (self.num_lanes * self.num_features)
-        if torch.compiler.is_compiling():
-            return values > 1
-        on_cpu = x_NF.device.type == "cpu" and x_NF.dtype == torch.bfloat16
-        return on_cpu and values >= _FAST_GROUP and x_NF.is_contiguous(memory_format=torch.channels_last)
-
-    def _as_group_norm(self, x_NFHW: Tensor) -> tuple[Tensor, Tensor]:
-        """As `_lane_by_lane`."""
-        assert self.weight is not None
-        assert self.bias is not None
-        parameters = (self.weight, self.bias, self.num_lanes, self.eps)
-        if torch.compiler.is_compiling():  # compiled, a sum is as accurate as its input's type
-            y, mean_LF, scale_LF = _group_norm(x_NFHW.to(self.weight.dtype), *parameters)
-            y = y.to(x_NFHW.dtype)
-        else:
-            y, mean_LF, scale_LF = _GroupNormForward.apply(x_NFHW, *parameters)
-        values = x_NFHW.numel() // mean_LF.numel()
-        return y, _mean_and_variance(mean_LF.detach(), scale_LF.detach(), values=values, eps=self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, affine={self.weight is not None}"
@@ -214,7 +253,7 @@ def take_statistics(layers: Iterable[LaneBatchNorm], num_lanes: int) -> Tensor:
     parts: list[Tensor] = []
     for layer in layers:
         if layer.recorded:
-            mean = torch.stack(layer.recorded).mean(0)
+            mean = layer.recorded[0] if len(layer.recorded) == 1 else torch.stack(layer.recorded).mean(0)
         else:
             mean = torch.stack([layer.running_mean, layer.running_var]).expand(num_lanes, -1, -1)
         parts.append(mean.reshape(num_lanes, -1))
@@ -233,9 +272,6 @@ def commit_statistics(layers: Iterable[LaneBatchNorm], statistics: Tensor, *, ke
     """
     mean = (statistics.sum(0) / len(statistics)).masked_fill_(~keep, 0)
     momentum = _MOMENTUM * keep.to(mean.dtype)
-    start = 0
-    for layer in layers:
-        mean_2F = mean[start : start + 2 * layer.num_features].view(2, -1)
-        layer.running_mean.lerp_(mean_2F[0], momentum)
-        layer.running_var.lerp_(mean_2F[1], momentum)
-        start += 2 * layer.num_features
+    running = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    seen = mean.split([len(buffer) for buffer in running])
+    _FOREACH._foreach_lerp_(running, seen, [momentum] * len(running))

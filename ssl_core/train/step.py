@@ -88,7 +88,7 @@ class _DeviceBatch:
     epoch: int
     positions: Tensor  # int64 [L, b]
     groups: Mapping[str, Tensor]  # uint8 [L, V, b, H, W, K]
-    shuffled_slots: Tensor | None = None  # int64 [L, b]: the samples of the group "shuffled", if there is one
+    shuffled_slots: Tensor | None = None  # int64 [L, b]: the samples that the shuffled view shows, if there is one
 
 
 def why_not_compiled(device: torch.device, collectives: Collectives) -> str | None:
@@ -257,13 +257,15 @@ class TrainStep:
         return self._gradients.last_backward() if chunk == self._chunks[-1] else nullcontext()
 
     def _with_shuffled_view(self, batch: _DeviceBatch, view: int) -> _DeviceBatch:
-        """The batch with one more group: a view of every sample, regrouped across all lanes."""
+        """The batch with the samples of one view regrouped across all lanes."""
         counts = [count * self._lanes.size for count in self._lanes.counts]
         bits = rng.random_bits(rng.key(self._config.seed, "shuffle", batch.step), self._lanes.global_batch)
         order = torch.from_numpy(np.argsort(bits, kind="stable"))
         pixels = batch.groups["views"][:, view].flatten(0, 1)
         mine = self._collectives.exchange_rows(pixels, order, counts)
-        groups = {**batch.groups, "shuffled": mine.view(len(batch.positions), 1, -1, *pixels.shape[1:])}
+        views = list(batch.groups["views"].unbind(1))
+        views[view] = mine.view_as(views[view])
+        groups = {**batch.groups, "views": torch.stack(views, 1)}
         slots = order.split(counts)[self._lanes.rank].view(batch.positions.shape)
         return replace(batch, groups=groups, shuffled_slots=slots.to(self._device, non_blocking=True))
 

@@ -245,7 +245,7 @@ def test_info_nce_streams_what_the_equation_says(monkeypatch: pytest.MonkeyPatch
     )
     assert isinstance(dense, torch.Tensor)
     dense.backward()
-    loss = info_nce_partial(q, k, others, temperature=0.1, positive_column=column)
+    loss = info_nce_partial(q, unit(k), unit(others), temperature=0.1, positive_column=column)
     loss.backward()
     assert torch.allclose(loss, dense, rtol=1e-12)
     assert q.grad is not None
