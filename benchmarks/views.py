@@ -1,12 +1,15 @@
-"""How fast does one core make SimCLR's two views of an image, decoding included?
+"""How fast does one core make SimCLR's two views of an image, from JPEG bytes to standardised float tensors?
 
     python benchmarks/views.py                     synthetic images: 32 × 32 → 32 px, and 500 × 375 → 224 px
     python benchmarks/views.py <folder of shards>  the images of its tars, to 32 px if they are small, else 224 px
 
-Prints images per second of the bare decode (simplejpeg), of decode and views here, and of torchvision's PIL pipeline
-with the same distribution, and the ratios. Pinned to one core; time is the thread's own processor time, so waiting for
-others does not count. Every chunk of images passes all three in turn and gives one ratio; medians over chunks are
-printed, so what else the machine does to caches and clock meets all three alike.
+Prints images per second of the bare decode (simplejpeg), of the pipeline here, of the part that a loader does for a GPU
+(decode, two crops, flip, uint8 out), and of the same distribution by torchvision (Pillow), lightly and albumentations
+(`pip install -c constraints.txt -e '.[benchmark]'`; those that are not installed are left out); how much faster ours
+is, and the mean, standard deviation and mean step between neighbours of what each puts out, which must agree. Pinned to
+one core; time is the thread's own processor time, so waiting for others does not count. Every chunk of images passes
+all in turn and gives one ratio each; medians over chunks are printed, so what else the machine does to caches and
+clock meets all alike. Freed memory is kept, as in a worker.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import io
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import thread_time
@@ -25,10 +29,14 @@ import simplejpeg
 import torch
 from PIL import Image as Pillow
 
+from pipelines.worker import keep_freed_memory
 from ssl_core import rng
+from ssl_core.nn.standardise import standardised
 from ssl_core.torchvision_operators import declare_missing
 from ssl_core.views import CropConfig, CropRecipe
+from ssl_core.views.image import blur_kernel_size
 
+OURS = "decode and two views"
 CHUNK_SECONDS = 0.25
 """What one contestant should spend on a chunk."""
 
@@ -64,15 +72,30 @@ def synthetic_photos(height: int, width: int, count: int) -> list[bytes]:
     return found
 
 
-def our_pipeline(config: CropConfig) -> Callable[[int, bytes], Any]:
-    """Decode and two views, as the loader makes them."""
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Pipeline = Callable[[int, bytes], Any]
+
+
+def bare_decode(index: int, photo: bytes) -> Any:
+    """What nobody can leave out."""
+    return simplejpeg.decode_jpeg(photo)
+
+
+def our_pipeline(config: CropConfig, *, standardise: bool = True) -> Pipeline:
+    """Decode and two views as the loader makes them, then what the step does: [2, size, size, 3]."""
     recipe = CropRecipe.of(config)
     views = np.arange(recipe.num_views)
-    return lambda index, photo: recipe(simplejpeg.decode_jpeg(photo), rng.key(0, "views", 0, index, views))
+    shift, scale = (torch.tensor(values) * 255 for values in (MEAN, STD))
+
+    def two_views(index: int, photo: bytes) -> Any:
+        (made,) = recipe(simplejpeg.decode_jpeg(photo), rng.key(0, "views", 0, index, views))
+        return standardised(torch.from_numpy(made), shift, scale) if standardise else made
+
+    return two_views
 
 
-def torchvision_pipeline(config: CropConfig) -> Callable[[int, bytes], Any]:
-    """The same distribution with Pillow and torchvision's transforms."""
+def torchvision_pipeline(config: CropConfig) -> Pipeline:
+    """The same distribution with Pillow and torchvision's transforms: two of [3, size, size]."""
     declare_missing()
     from torchvision import transforms
 
@@ -80,7 +103,8 @@ def torchvision_pipeline(config: CropConfig) -> Callable[[int, bytes], Any]:
     jitter = transforms.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
     blur: list[Any] = []
     if view.blur:
-        blur = [transforms.RandomApply([transforms.GaussianBlur(23, view.blur_sigma)], view.blur)]
+        kernel = blur_kernel_size(view.size)
+        blur = [transforms.RandomApply([transforms.GaussianBlur(kernel, view.blur_sigma)], view.blur)]
     make = transforms.Compose(
         [
             transforms.RandomResizedCrop(view.size, view.scale, view.ratio),
@@ -88,6 +112,8 @@ def torchvision_pipeline(config: CropConfig) -> Callable[[int, bytes], Any]:
             transforms.RandomApply([jitter], view.jitter),
             transforms.RandomGrayscale(view.grey),
             *blur,
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
         ]
     )
 
@@ -98,7 +124,98 @@ def torchvision_pipeline(config: CropConfig) -> Callable[[int, bytes], Any]:
     return two_views
 
 
-def seconds(run: Callable[[int, bytes], Any], photos: Sequence[bytes], indices: Iterable[int]) -> float:
+def lightly_pipeline(config: CropConfig) -> Pipeline:
+    """lightly's `SimCLRTransform` with the same settings."""
+    declare_missing()
+    from lightly.transforms import SimCLRTransform
+
+    view = config.layout()["views"][0]
+    make = SimCLRTransform(
+        input_size=view.size,
+        cj_prob=view.jitter,
+        cj_strength=1.0,
+        cj_bright=view.brightness,
+        cj_contrast=view.contrast,
+        cj_sat=view.saturation,
+        cj_hue=view.hue,
+        min_scale=view.scale[0],
+        random_gray_scale=view.grey,
+        gaussian_blur=view.blur,
+        sigmas=view.blur_sigma,
+        hf_prob=view.flip,
+    )
+    return lambda index, photo: make(Pillow.open(io.BytesIO(photo)).convert("RGB"))
+
+
+def albumentations_pipeline(config: CropConfig, decode: Callable[[bytes], Any]) -> Pipeline:
+    """The same distribution with albumentations."""
+    import albumentations as A
+    from albumentations.pytorch import ToTensorV2
+
+    view = config.layout()["views"][0]
+    kernel = blur_kernel_size(view.size)
+    blur = [A.GaussianBlur((kernel, kernel), view.blur_sigma, p=view.blur)] if view.blur else []
+    low, high = (tuple(1 + sign * v for v in (view.brightness, view.contrast, view.saturation)) for sign in (-1, 1))
+    make: Any = A.Compose(
+        [
+            A.RandomResizedCrop((view.size, view.size), view.scale, view.ratio),
+            A.HorizontalFlip(p=view.flip),
+            A.ColorJitter(*zip(low, high, strict=True), hue=(-view.hue, view.hue), p=view.jitter),
+            A.ToGray(p=view.grey),
+            *blur,
+            A.Normalize(MEAN, STD),
+            ToTensorV2(),
+        ]
+    )
+
+    def two_views(index: int, photo: bytes) -> Any:
+        pixels = decode(photo)
+        return make(image=pixels)["image"], make(image=pixels)["image"]
+
+    return two_views
+
+
+def decode_with_opencv(photo: bytes) -> Any:
+    """As albumentations' documentation reads images."""
+    return cv2.cvtColor(cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def pipelines_for(config: CropConfig) -> dict[str, Pipeline]:
+    """All that can be imported here."""
+    crops = replace(config, jitter=0.0, grey=0.0, blur=0.0)
+    makers: dict[str, Callable[[], Pipeline]] = {
+        OURS: lambda: our_pipeline(config),
+        "bare decode": lambda: bare_decode,
+        "our crops, for a GPU": lambda: our_pipeline(crops, standardise=False),
+        "torchvision, Pillow": lambda: torchvision_pipeline(config),
+        "lightly": lambda: lightly_pipeline(config),
+        "albumentations, OpenCV": lambda: albumentations_pipeline(config, decode_with_opencv),
+        "albumentations, simplejpeg": lambda: albumentations_pipeline(config, simplejpeg.decode_jpeg),
+    }
+    found: dict[str, Pipeline] = {}
+    for name, make in makers.items():
+        try:
+            found[name] = make()
+        except ImportError as error:
+            print(f"without {name}: {error}")
+    return found
+
+
+def statistics_of(pipeline: Pipeline, photos: Sequence[bytes]) -> str:
+    """Mean, deviation and mean step between neighbours in a row, of the standardised output."""
+    values: list[tuple[float, float, float]] = []
+    for index, photo in enumerate(photos):
+        for view in pipeline(index, photo):
+            pixels: Any = torch.as_tensor(view)
+            if pixels.dtype != torch.float32 or pixels.ndim != 3:
+                return ""
+            rows = pixels if pixels.shape[0] == 3 else pixels.permute(2, 0, 1)
+            values.append((float(rows.mean()), float(rows.std()), float(rows.diff(dim=2).abs().mean())))
+    mean, deviation, step = (float(np.mean(column)) for column in zip(*values, strict=True))
+    return f"mean {mean:+.3f}, deviation {deviation:.3f}, step {step:.4f}"
+
+
+def seconds(run: Pipeline, photos: Sequence[bytes], indices: Iterable[int]) -> float:
     start = thread_time()
     for index in indices:
         run(index, photos[index % len(photos)])
@@ -106,14 +223,8 @@ def seconds(run: Callable[[int, bytes], Any], photos: Sequence[bytes], indices: 
 
 
 def compare(photos: Sequence[bytes], size: int, rounds: int) -> None:
-    """Time the three on the same chunks and print a line each."""
-    config = CropConfig(image_size=size)
-    ours, theirs = our_pipeline(config), torchvision_pipeline(config)
-    contestants: dict[str, Callable[[int, bytes], Any]] = {
-        "bare decode": lambda index, photo: simplejpeg.decode_jpeg(photo),
-        "decode and two views": ours,
-        "torchvision, PIL": theirs,
-    }
+    """Time them on the same chunks and print a line each."""
+    contestants = pipelines_for(CropConfig(image_size=size))
     per_image = {name: seconds(run, photos, range(8)) / 8 for name, run in contestants.items()}  # also warms up
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for index in range(rounds):
@@ -122,9 +233,11 @@ def compare(photos: Sequence[bytes], size: int, rounds: int) -> None:
             times[name].append(seconds(run, photos, range(index * count, (index + 1) * count)) / count)
     print(f"{size} px, {len(photos)} images of {sum(map(len, photos)) / len(photos) / 1000:.1f} kB, {rounds} rounds")
     for name, values in times.items():
-        ratio = median(ours_s / s for ours_s, s in zip(times["decode and two views"], values, strict=True))
-        typical = median(values)
-        print(f"  {name:22s} {1 / typical:9.1f} images/s {typical * 1e6:9.0f} µs   ours takes ×{ratio:.3f}")
+        ratio = median(theirs / ours for ours, theirs in zip(times[OURS], values, strict=True))
+        statistics = statistics_of(contestants[name], photos) if name != "bare decode" else ""
+        print(f"  {name:27s} {1 / median(values):7.1f} images/s   ours × {ratio:6.3f}   {statistics}", flush=True)
+    crops = [bare / part for bare, part in zip(times["bare decode"], times["our crops, for a GPU"], strict=True)]
+    print(f"  our crops, for a GPU / bare decode {median(crops):.3f}")
 
 
 def main() -> None:
@@ -135,6 +248,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    keep_freed_memory()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if arguments.folder is None:

@@ -164,6 +164,5 @@ class _Canvas:
         """Settle, then turn the hue; OpenCV's float hue is in degrees and may exceed a full circle on the way back."""
         self.settle()
         cv2.cvtColor(self.pixels, cv2.COLOR_RGB2HSV, dst=self._spare)
-        hue = self._spare[..., 0]
-        np.add(hue, np.float32(turns % 1.0 * 360.0), out=hue)
+        cv2.add(self._spare, (turns % 1.0 * 360.0, 0.0, 0.0, 0.0), dst=self._spare)
         cv2.cvtColor(self._spare, cv2.COLOR_HSV2RGB, dst=self.pixels)
