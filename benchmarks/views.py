@@ -18,6 +18,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from time import thread_time
@@ -127,10 +128,9 @@ def torchvision_pipeline(config: CropConfig) -> Pipeline:
 def lightly_pipeline(config: CropConfig) -> Pipeline:
     """lightly's `SimCLRTransform` with the same settings."""
     declare_missing()
-    from lightly.transforms import SimCLRTransform
-
+    transforms: Any = import_module("lightly.transforms")
     view = config.layout()["views"][0]
-    make = SimCLRTransform(
+    make = transforms.SimCLRTransform(
         input_size=view.size,
         cj_prob=view.jitter,
         cj_strength=1.0,
@@ -149,9 +149,8 @@ def lightly_pipeline(config: CropConfig) -> Pipeline:
 
 def albumentations_pipeline(config: CropConfig, decode: Callable[[bytes], Any]) -> Pipeline:
     """The same distribution with albumentations."""
-    import albumentations as A
-    from albumentations.pytorch import ToTensorV2
-
+    A: Any = import_module("albumentations")
+    ToTensorV2: Any = import_module("albumentations.pytorch").ToTensorV2
     view = config.layout()["views"][0]
     kernel = blur_kernel_size(view.size)
     blur = [A.GaussianBlur((kernel, kernel), view.blur_sigma, p=view.blur)] if view.blur else []
@@ -177,7 +176,9 @@ def albumentations_pipeline(config: CropConfig, decode: Callable[[bytes], Any]) 
 
 def decode_with_opencv(photo: bytes) -> Any:
     """As albumentations' documentation reads images."""
-    return cv2.cvtColor(cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    pixels = cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def pipelines_for(config: CropConfig) -> dict[str, Pipeline]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from ssl_core.errors import Resumable, UserError
-from ssl_core.storage.local import cache_folder, sha256_file, stamped_sha256, sync_folder
+from ssl_core.storage.local import cache_folder, stamped_sha256, sync_folder
 
 _ATTEMPTS = 4  # the first and three more
 _ROOM = "room"  # the file whose lock is held while room is made
@@ -56,7 +56,7 @@ class ObjectCache:
                 f"cannot make {self.folder} ({error.strerror}): name another folder with data.cache=…"
             ) from error
 
-    def get(self, sha256: str, *, size: int, fetch: Callable[[Path], None]) -> Path:
+    def get(self, sha256: str, *, size: int, fetch: Callable[[Path], str]) -> Path:
         """The path of a whole object.
 
         The file may be removed at any time to make room: who opens it must be ready to ask again.
@@ -64,7 +64,7 @@ class ObjectCache:
         Args:
             sha256: of its bytes.
             size: bytes.
-            fetch: writes them to the path it is given.
+            fetch: writes them to the path it is given, and says their sha256.
 
         Raises:
             DifferentBytes: `fetch` wrote other bytes, four times over.
@@ -78,8 +78,7 @@ class ObjectCache:
             try:
                 self._make_room(size, partial)
                 for _ in range(_ATTEMPTS):
-                    fetch(partial)
-                    if partial.stat().st_size == size and sha256_file(partial) == sha256:
+                    if fetch(partial) == sha256 and partial.stat().st_size == size:
                         partial.replace(path)
                         sync_folder(self.folder)
                         return path

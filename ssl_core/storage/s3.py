@@ -5,6 +5,7 @@ while (resets, timeouts, 5xx, 429, bodies that break off) is tried again after a
 random below its bound; what cannot get better (no such key, no permission) is said at once.
 """
 
+import hashlib
 import os
 import secrets
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar, cast
@@ -21,6 +23,7 @@ from ssl_core.errors import Resumable, UserError
 SCHEME = "s3://"
 
 _PART_BYTES = 8 << 20
+_BUFFER_BYTES = 256 << 10
 _THREADS = 8  # ranges of one object at a time
 _ATTEMPTS = 8
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
@@ -63,7 +66,7 @@ def is_s3(location: str | Path) -> bool:
 def read_bytes(location: S3Location) -> bytes | None:
     """A small object's bytes, or None where there is no such object."""
     try:
-        return _persist(f"read {location}", lambda: _body(location, None))
+        return _persist(f"read {location}", lambda: _body(location))
     except _Missing:
         return None
 
@@ -84,8 +87,8 @@ def list_sizes(location: S3Location) -> Iterator[tuple[str, int]]:
         token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def download(location: S3Location, path: Path, *, size: int) -> None:
-    """Write an object's bytes to a file.
+def download(location: S3Location, path: Path, *, size: int) -> str:
+    """Write an object's bytes to a file; their sha256, in hexadecimal.
 
     Args:
         location: the object.
@@ -98,19 +101,22 @@ def download(location: S3Location, path: Path, *, size: int) -> None:
         Resumable: the store did not answer well, many times over.
     """
     parts = [range(start, min(start + _PART_BYTES, size)) for start in range(0, size, _PART_BYTES)]
-    with path.open("wb") as file:
+    digest = hashlib.sha256()
+    with path.open("w+b") as file:
         file.truncate(size)
 
-        def fetch(part: range) -> None:
-            data = _persist(f"read {location}", lambda: _body(location, part))
-            os.pwrite(file.fileno(), data, part.start)
+        def fetch(part: range) -> range:
+            _persist(f"read {location}", lambda: _copy_range(location, part, file.fileno()))
+            return part
 
         try:
             with ThreadPoolExecutor(max(1, min(_THREADS, len(parts))), thread_name_prefix="s3") as pool:
-                for _ in pool.map(fetch, parts):
-                    pass
+                for part in pool.map(fetch, parts):  # hashed while later parts are on their way
+                    with mmap(file.fileno(), len(part), offset=part.start, access=ACCESS_READ) as written:
+                        digest.update(written)
         except _Missing as missing:
             raise MissingObject(f"{location}: there is no such object: was the data set moved or deleted?") from missing
+    return digest.hexdigest()
 
 
 class _Missing(Exception):
@@ -121,13 +127,21 @@ class _Broken(Exception):
     """A body that is not as long as it should be."""
 
 
-def _body(location: S3Location, part: range | None) -> bytes:
-    wanted = {} if part is None else {"Range": f"bytes={part.start}-{part.stop - 1}"}
-    answer = _client().get_object(Bucket=location.bucket, Key=location.key, **wanted)
-    data: bytes = answer["Body"].read()
-    if part is not None and len(data) != len(part):
-        raise _Broken(f"{len(data):,} bytes came instead of {len(part):,}")
-    return data
+def _body(location: S3Location) -> bytes:
+    return _client().get_object(Bucket=location.bucket, Key=location.key)["Body"].read()
+
+
+def _copy_range(location: S3Location, part: range, file: int) -> None:
+    """Write a part of an object where it belongs, through a buffer that fits a core's cache."""
+    wanted = f"bytes={part.start}-{part.stop - 1}"
+    body = _client().get_object(Bucket=location.bucket, Key=location.key, Range=wanted)["Body"]
+    place = part.start
+    with memoryview(bytearray(_BUFFER_BYTES)) as buffer:
+        while place < part.stop and (count := body.readinto(buffer[: part.stop - place])):
+            os.pwrite(file, buffer[:count], place)
+            place += count
+    if place < part.stop:
+        raise _Broken(f"{place - part.start:,} bytes came instead of {len(part):,}")
 
 
 def _persist(what: str, call: Callable[[], _Answer]) -> _Answer:

@@ -16,7 +16,7 @@ all channels.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -164,5 +164,6 @@ class _Canvas:
         """Settle, then turn the hue; OpenCV's float hue is in degrees and may exceed a full circle on the way back."""
         self.settle()
         cv2.cvtColor(self.pixels, cv2.COLOR_RGB2HSV, dst=self._spare)
-        cv2.add(self._spare, (turns % 1.0 * 360.0, 0.0, 0.0, 0.0), dst=self._spare)
+        turn: Any = (turns % 1.0 * 360.0, 0.0, 0.0, 0.0)  # OpenCV's types know arrays alone
+        cv2.add(self._spare, turn, dst=self._spare)
         cv2.cvtColor(self._spare, cv2.COLOR_HSV2RGB, dst=self.pixels)

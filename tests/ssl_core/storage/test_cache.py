@@ -37,11 +37,17 @@ def cache(folder: Path, *, objects: int = 10) -> ObjectCache:
     return ObjectCache(CacheConfig(folder=str(folder), max_bytes=objects * SIZE))
 
 
+def write(path: Path, data: bytes) -> str:
+    """As a download does."""
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
 def get(one: ObjectCache, number: int, fetched: list[int] | None = None) -> Path:
-    def fetch(path: Path) -> None:
+    def fetch(path: Path) -> str:
         if fetched is not None:
             fetched.append(number)
-        path.write_bytes(content(number))
+        return write(path, content(number))
 
     return one.get(name(number), size=SIZE, fetch=fetch)
 
@@ -83,9 +89,9 @@ def test_a_damaged_object_is_fetched_again(tmp_path: Path) -> None:
 def test_other_bytes_are_not_kept(tmp_path: Path) -> None:
     one, calls = cache(tmp_path / "c"), list[Path]()
 
-    def wrong(path: Path) -> None:
+    def wrong(path: Path) -> str:
         calls.append(path)
-        path.write_bytes(content(2))
+        return write(path, content(2))
 
     with pytest.raises(DifferentBytes):
         one.get(name(1), size=SIZE, fetch=wrong)
@@ -95,7 +101,7 @@ def test_other_bytes_are_not_kept(tmp_path: Path) -> None:
 
 
 def test_a_fetch_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    def broken(path: Path) -> None:
+    def broken(path: Path) -> str:
         path.write_bytes(b"half")
         raise ConnectionError("gone")
 
@@ -116,9 +122,9 @@ def test_who_waited_for_a_lock_that_was_removed_takes_the_one_that_others_see(tm
     one, seen = cache(tmp_path / "c"), list[bool]()
     lock = tmp_path / "c" / f"{name(1)}.lock"
 
-    def fetch(path: Path) -> None:
+    def fetch(path: Path) -> str:
         seen.append(lock.exists())
-        path.write_bytes(content(1))
+        return write(path, content(1))
 
     def times_open() -> int:
         return sum(os.readlink(file) == str(lock) for file in Path("/proc/self/fd").iterdir() if file.is_symlink())
@@ -150,7 +156,7 @@ def test_an_object_that_is_asked_for_while_others_make_room_is_never_half_there(
 
 
 def test_a_full_disk_is_said_in_words_and_leaves_nothing(tmp_path: Path) -> None:
-    def full(path: Path) -> None:
+    def full(path: Path) -> str:
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -166,12 +172,12 @@ def test_what_can_never_fit_is_refused_with_the_number(tmp_path: Path) -> None:
 
 
 def _ask(folder: str, number: int, log: str, pause: float) -> None:
-    def fetch(path: Path) -> None:
+    def fetch(path: Path) -> str:
         with open(log, "a") as lines:
             lines.write(f"{number}\n")
         path.write_bytes(content(number)[: SIZE // 2])
         time.sleep(pause)
-        path.write_bytes(content(number))
+        return write(path, content(number))
 
     path = cache(Path(folder), objects=3).get(name(number), size=SIZE, fetch=fetch)
     assert path.stat().st_size == SIZE
