@@ -86,7 +86,7 @@ class _DeviceBatch:
 
     step: int
     epoch: int
-    positions: Tensor  # int64 [L, b]
+    draws: Tensor  # int64 [L, b]
     groups: Mapping[str, Tensor]  # uint8 [L, V, b, H, W, K]
     shuffled_slots: Tensor | None = None  # int64 [L, b]: the samples of the group "shuffled", if there is one
 
@@ -212,7 +212,7 @@ class TrainStep:
         return _DeviceBatch(
             step=batch.step,
             epoch=batch.epoch,
-            positions=moved(batch.positions),
+            draws=moved(batch.draws),
             groups={name: moved(pixels) for name, pixels in batch.groups.items()},
         )
 
@@ -263,8 +263,8 @@ class TrainStep:
         order = torch.from_numpy(np.argsort(bits, kind="stable"))
         pixels = batch.groups["views"][:, view].flatten(0, 1)
         mine = self._collectives.exchange_rows(pixels, order, counts)
-        groups = {**batch.groups, "shuffled": mine.view(len(batch.positions), 1, -1, *pixels.shape[1:])}
-        slots = order.split(counts)[self._lanes.rank].view(batch.positions.shape)
+        groups = {**batch.groups, "shuffled": mine.view(len(batch.draws), 1, -1, *pixels.shape[1:])}
+        slots = order.split(counts)[self._lanes.rank].view(batch.draws.shape)
         return replace(batch, groups=groups, shuffled_slots=slots.to(self._device, non_blocking=True))
 
     def _push_by_chunk(self, batch: _DeviceBatch, gradients: Mapping[str, Tensor]) -> None:
@@ -289,7 +289,7 @@ class TrainStep:
         slots = batch.shuffled_slots
         return ViewBatch(
             images=images,
-            positions=batch.positions[lanes].flatten(),
+            draws=batch.draws[lanes].flatten(),
             num_lanes=len(chunk),
             step=batch.step,
             epoch=batch.epoch,

@@ -50,6 +50,23 @@ def test_every_sample_once_but_for_a_tail_of_less_than_a_global_batch(cut: dict[
     assert len(np.unique(seen)) == seen.size > total - batch
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [[1] * 3000, [0] * 40 + [1] * 99 + [0] * 40, [50_000], [1, 50_000, 1, 0], [0, 500, 0, 0, 1]],
+    ids=["ones", "mostly empty", "a giant", "a giant and crumbs", "empty ends"],
+)
+@pytest.mark.parametrize("num_lanes", [1, 3, 64])
+@pytest.mark.parametrize("block", [1, 8192])
+def test_every_sample_once_whatever_the_shards(sizes: list[int], num_lanes: int, block: int) -> None:
+    lane_size = sum(sizes) // num_lanes
+    order = EpochOrder(np.asarray(sizes), seed=1, epoch=2, num_lanes=num_lanes, lane_size=lane_size, block=block)
+    seen = order.positions(0, range(num_lanes))
+    assert order.steps == 1
+    assert seen.min() >= 0
+    assert seen.max() < sum(sizes)
+    assert len(np.unique(seen)) == seen.size > sum(sizes) - num_lanes
+
+
 @settings(max_examples=40)
 @given(cut=cuts(), data=st.data())
 def test_any_number_of_workers_sees_the_same(cut: dict[str, Any], data: st.DataObject) -> None:
@@ -102,6 +119,23 @@ def test_epochs_differ_in_order_and_in_tail() -> None:
     assert all(len(tail) == 103 - 96 for tail in tails)
     assert len(set(tails)) == 6
     assert len({epoch.tobytes() for epoch in epochs}) == 6
+
+
+def test_the_tail_takes_every_sample_alike() -> None:
+    cut = {"shard_samples": np.full(8, 13), "seed": 5, "num_lanes": 4, "lane_size": 4, "block": 13}
+    seen = np.sum([np.bincount(whole_epoch(cut, epoch).ravel(), minlength=104) for epoch in range(150)], axis=0)
+    left_out = 150 - seen
+    assert left_out.mean() == 150 * 8 / 104
+    assert 1 <= left_out.min() <= left_out.max() <= 27  # mean 11.5, deviation 3.3
+
+
+@settings(max_examples=20)
+@given(cut=cuts(), data=st.data())
+def test_a_step_is_reached_from_anywhere(cut: dict[str, Any], data: st.DataObject) -> None:
+    whole = whole_epoch(cut, 3)
+    order = EpochOrder(**cut, epoch=3)
+    for step in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=6)):
+        assert np.array_equal(order.positions(step, range(cut["num_lanes"])), whole[step])
 
 
 def test_seeds_differ() -> None:
