@@ -38,11 +38,6 @@ class _Place:
     def in_bucket(self) -> bool:
         return is_s3(self.root)
 
-    @property
-    def bucket_bytes(self) -> int:
-        """What it takes of the cache."""
-        return self.info.bytes if self.in_bucket else 0
-
 
 @dataclass(frozen=True, slots=True)
 class _OpenShard:
@@ -178,15 +173,20 @@ class Reader:
             shard = self._open.get(number) or _mapped(self._shards[number])
             with self._lock:
                 self._open[number] = shard
-                while self._too_much_is_open():
-                    self._open.popitem(last=False)
+                self._let_go()
         return shard
 
-    def _too_much_is_open(self) -> bool:
-        if len(self._open) <= 1:
-            return len(self._open) > self._max_open_shards
-        open_bytes = sum(self._shards[number].bucket_bytes for number in self._open)
-        return len(self._open) > self._max_open_shards or open_bytes > self._max_open_bytes
+    def _let_go(self) -> None:
+        """Close what was used longest ago: too many shards, or too many bytes of a bucket's."""
+        while len(self._open) > self._max_open_shards:
+            self._open.popitem(last=False)
+        fetched = [number for number in self._open if self._shards[number].in_bucket]
+        open_bytes = sum(self._shards[number].info.bytes for number in fetched)
+        for number in fetched[:-1]:
+            if open_bytes <= self._max_open_bytes:
+                break
+            open_bytes -= self._shards[number].info.bytes
+            del self._open[number]
 
 
 def _mapped(place: _Place) -> _OpenShard:
