@@ -7,6 +7,7 @@ O(log shards) a sample, and any step can be reached directly. Positions count sa
 data sets have different weights (`ssl_core.data.shares`), what is ordered are draws instead of positions.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -114,12 +115,12 @@ class EpochOrder:
 
 def _block_starts(ends: np.ndarray, block: int) -> np.ndarray:
     """Starts of groups of whole pieces with at least `block` samples each; a short last group joins the one before."""
-    starts, total = [0], int(ends[-1])
+    starts, places = [0], ends.tolist()
     while True:
-        group = np.searchsorted(ends, starts[-1] + block)  # the shard that fills this block
-        if group >= len(ends) or total - int(ends[group]) < block:
+        last = bisect_left(places, starts[-1] + block)  # the piece that fills this block
+        if last == len(places) or places[-1] - places[last] < block:
             return np.asarray(starts, dtype=np.int64)
-        starts.append(int(ends[group]))
+        starts.append(places[last])
 
 
 def steps_per_epoch(num_samples: int, global_batch: int) -> int:

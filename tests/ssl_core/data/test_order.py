@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.plan import DataConfig
 from ssl_core import rng
 from ssl_core.data.order import EpochOrder, permute, steps_per_epoch
 from ssl_core.errors import UserError
@@ -217,6 +218,18 @@ def test_a_block_is_mixed() -> None:
     assert abs(np.corrcoef(np.arange(4000), sequence)[0, 1]) < 0.05
     quarters = np.stack([np.bincount(part // 1000, minlength=4) for part in np.split(sequence, 4)])
     assert quarters.min() > 190
+
+
+def test_the_default_block_mixes_nearly_like_a_uniform_shuffle() -> None:
+    """1,000 shards of 1,000 samples, batches of 256 in 16 lanes; `benchmarks/order.py` prints more of it."""
+    lanes = Lanes.cut(256, None)
+    order = EpochOrder(np.full(1000, 1000), seed=0, epoch=0, num_lanes=16, lane_size=16, block=DataConfig().block)
+    shards = np.stack([order.positions(step, lanes.owned) for step in range(0, order.steps, 40)]) // 1000
+    distance = np.abs(np.diff(shards, axis=2)).mean() / 1000
+    assert distance > 0.8 / 3  # a third for a uniform shuffle
+    equal = shards.reshape(len(shards), 1, -1) == shards.reshape(len(shards), -1, 1)
+    pairs = (equal.sum() / len(shards) - 256) / (256 * 255)
+    assert pairs < 0.01  # 0.001 for a uniform shuffle, 0.06 for blocks of one shard
 
 
 def test_a_giant_data_set_costs_no_more_than_its_shards() -> None:
