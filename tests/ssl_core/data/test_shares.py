@@ -111,7 +111,17 @@ def test_any_number_of_workers_sees_the_same_at_any_step(
 
 @pytest.mark.parametrize(
     ("weight", "samples", "expected"),
-    [(0.3, 10, 3), (0.1, 1000, 100), (2.5, 3, 8), (1e-5, 10, 1), (1, 7, 7), (2, 7, 14), (1.5, 0, 0), (1 / 3, 9, 3)],
+    [
+        (0.3, 10, 3),
+        (0.35, 10, 4),
+        (0.1, 1000, 100),
+        (2.5, 3, 8),
+        (1e-5, 10, 1),
+        (1, 7, 7),
+        (2, 7, 14),
+        (1.5, 0, 0),
+        (1 / 3, 9, 3),
+    ],
 )
 def test_a_weight_is_taken_as_written(weight: float, samples: int, expected: int) -> None:
     assert Share(shards=1, weight=weight).samples_an_epoch(samples) == expected
