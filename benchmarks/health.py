@@ -57,7 +57,7 @@ def main() -> None:
     steps: list[float] = []
     looks: list[float] = []
     for number in range(arguments.rounds + 2):
-        batch = LaneBatch(step=number, epoch=0, positions=positions, groups={"views": pixels})
+        batch = LaneBatch(step=number, epoch=0, positions=positions, draws=positions, groups={"views": pixels})
         start = perf_counter()
         step(batch).result()
         middle = perf_counter()

@@ -64,7 +64,7 @@ def main() -> None:
     before, seconds = peak_gib(), 0.0
     for number in range(arguments.steps):
         start = perf_counter()
-        step(LaneBatch(step=number, epoch=0, positions=positions, groups={"views": pixels})).result()
+        step(LaneBatch(step=number, epoch=0, positions=positions, draws=positions, groups={"views": pixels})).result()
         seconds = perf_counter() - start
     print(
         f"SimCLR, {arguments.model}, batch {arguments.batch:,} at {size} px in micro-batches of {arguments.micro}, "

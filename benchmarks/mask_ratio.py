@@ -36,7 +36,7 @@ def contestants(model: ModelConfig, batch: int) -> dict[str, Callable[[], None]]
     generator = torch.Generator().manual_seed(0)
     size = model.image_size
     images = torch.rand(batch, model.in_chans, size, size, generator=generator)
-    seen = ViewBatch(images={"views": images}, positions=torch.arange(batch), num_lanes=1, step=0, epoch=0)
+    seen = ViewBatch(images={"views": images}, draws=torch.arange(batch), num_lanes=1, step=0, epoch=0)
     calls: dict[str, Callable[[], None]] = {}
     for ratio, token in [*((ratio, False) for ratio in RATIOS), (0.75, True)]:
         config = MAEConfig(mask_ratio=ratio, encoder_mask_token=token, decoder_width=128, decoder_depth=1)

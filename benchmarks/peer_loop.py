@@ -131,7 +131,7 @@ def lightly(arguments: argparse.Namespace) -> tuple[float, nn.Module]:
         normalize={"mean": list(plan.mean), "std": list(plan.std)},
     )
     loader = torch.utils.data.DataLoader(
-        Pictures(Reader(plan.manifest, channels=3), transform),
+        Pictures(Reader(plan.train_data, channels=3), transform),
         batch_size=BATCH,
         shuffle=True,
         drop_last=True,

@@ -62,7 +62,7 @@ def work(rank: int, arguments: argparse.Namespace, address: str) -> None:
     counts = [count * lanes.size for count in lanes.counts]
     pixels = torch.from_numpy(np.ascontiguousarray(views[:, 1])).flatten(0, 1)
     for number in range(arguments.steps + 2):
-        batch = LaneBatch(step=number, epoch=0, positions=positions, groups={"views": views})
+        batch = LaneBatch(step=number, epoch=0, positions=positions, draws=positions, groups={"views": views})
         order = torch.from_numpy(np.random.default_rng(number).permutation(arguments.batch))
         calls = {
             "shuffle": partial(steps[True], batch),

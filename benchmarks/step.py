@@ -69,7 +69,7 @@ def our_step(values: dict[str, Any], lanes: Lanes, precision: Any, compile_it: b
     positions = np.arange(lanes.global_batch).reshape(lanes.count, -1)
 
     def take(number: int) -> None:
-        step(LaneBatch(step=number, epoch=0, positions=positions, groups={"views": pixels})).result()
+        step(LaneBatch(step=number, epoch=0, positions=positions, draws=positions, groups={"views": pixels})).result()
 
     return take
 
@@ -83,7 +83,7 @@ def bare_step(values: dict[str, Any], lanes: Lanes, precision: str, compile_it: 
     images = torch.randn(lanes.global_batch * group.count, group.channels, group.height, group.width)
     batch = ViewBatch(
         images={"views": images.contiguous(memory_format=torch.channels_last)},
-        positions=torch.arange(lanes.global_batch),
+        draws=torch.arange(lanes.global_batch),
         num_lanes=1,
         step=0,
         epoch=0,

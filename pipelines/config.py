@@ -194,5 +194,7 @@ def _convert_sequence(value: Sequence[Any], origin: Any, arguments: tuple[Any, .
 def _named(hint: Any) -> str:
     if is_dataclass(hint):
         return "keys below it"
+    if get_origin(hint) in (tuple, list):
+        return "a list"
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))

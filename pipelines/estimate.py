@@ -66,7 +66,8 @@ def _random_batch(plan: Plan, size: int) -> LaneBatch:
     for number, pixels in enumerate(groups.values()):
         noise = rng.random_bits(rng.key(0, "estimate", np.arange(pixels.shape[1] * size), number), pixels[0, 0, 0].size)
         pixels[:] = (noise & 0xFF).reshape(pixels.shape)
-    return LaneBatch(step=0, epoch=0, positions=np.arange(size)[None], groups=groups)
+    positions = np.arange(size)[None]
+    return LaneBatch(step=0, epoch=0, positions=positions, draws=positions, groups=groups)
 
 
 def _saved_bytes(step: TrainStep, batch: LaneBatch) -> int:

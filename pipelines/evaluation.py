@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from pipelines.plan import Plan, ProbeData, make_plan, probe_manifests
+from pipelines.plan import Plan, ProbeData, make_plan, probe_data
 from pipelines.run_folder import EXPORT, PROBE_FILE
 from pipelines.worker import keep_freed_memory
-from ssl_core.data.manifest import Manifest
+from ssl_core.data.data_set import DataSet
 from ssl_core.probe.labelled import labelled_set
 from ssl_core.probe.report import ProbeConfig, ProbeReport
 from ssl_core.storage.cache import CacheConfig
@@ -18,7 +18,7 @@ from ssl_core.storage.local import publish_bytes
 
 def probe_on_ray(plan: Plan, folder: Path) -> ProbeReport | None:
     """Probe a trained run on the Ray that is running, and write `probe.json`; None where no validation set is named."""
-    if probe_manifests(plan) is None:
+    if probe_data(plan) is None:
         return None
     import ray
 
@@ -31,8 +31,8 @@ def probe_on_ray(plan: Plan, folder: Path) -> ProbeReport | None:
 
 def probe_export(
     folder: Path,
-    train: Manifest,
-    val: Manifest,
+    train: DataSet,
+    val: DataSet,
     config: ProbeConfig,
     *,
     cache: CacheConfig | None = None,
@@ -86,7 +86,7 @@ def _probe(values: dict[str, Any], folder: str) -> dict[str, Any]:
     torch.set_num_threads(os.cpu_count() or 1)
     keep_freed_memory()
     plan = make_plan(values)
-    manifests = probe_manifests(plan)
-    assert manifests is not None, "checked by the driver"
+    labelled = probe_data(plan)
+    assert labelled is not None, "checked by the driver"
     config = probe_config(plan.config.probe, seed=plan.config.seed)
-    return probe_export(Path(folder) / EXPORT, *manifests, config, cache=plan.config.data.shard_cache).to_dict()
+    return probe_export(Path(folder) / EXPORT, *labelled, config, cache=plan.config.data.shard_cache).to_dict()

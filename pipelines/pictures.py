@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.plan import Plan, make_plan, probe_manifests
+from pipelines.plan import Plan, make_plan, probe_data
 from pipelines.run_folder import EXPORT
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.reader import Reader
@@ -92,11 +92,11 @@ def draw(plan: Plan, folder: Path) -> list[Path]:
 def _samples(plan: Plan) -> LaneBatch:
     """The first samples of the first lane of the first step, as the run saw them."""
     lanes = Lanes.cut(plan.lanes.global_batch, plan.lanes.count, rank=0, world=plan.lanes.count)
-    reader = Reader(plan.manifest, channels=plan.config.model.in_chans, cache=plan.config.data.shard_cache)
+    reader = Reader(plan.train_data, channels=plan.config.model.in_chans, cache=plan.config.data.shard_cache)
     recipe = plan.build_method(plan.random_encoder()).recipe
     batch = LaneLoader(reader, recipe, replace(plan.schedule, lanes=lanes)).batch(0)
     groups = {name: views[:1, :, :_SHOWN] for name, views in batch.groups.items()}
-    return replace(batch, positions=batch.positions[:1, :_SHOWN], groups=groups)
+    return replace(batch, positions=batch.positions[:1, :_SHOWN], draws=batch.draws[:1, :_SHOWN], groups=groups)
 
 
 def _views(name: str, views_LVbHWK: Pixels) -> Figure:
@@ -120,8 +120,8 @@ def _method_pictures(plan: Plan, folder: Path, batch: LaneBatch) -> dict[str, Fi
     for group, pixels in batch.groups.items():
         rows = torch.from_numpy(pixels.reshape(-1, *pixels.shape[3:])).permute(0, 3, 1, 2)
         images[group] = (rows - mean) / std
-    positions = torch.from_numpy(batch.positions.ravel())
-    seen = ViewBatch(images=images, positions=positions, num_lanes=1, step=0, epoch=batch.epoch, seed=plan.config.seed)
+    draws = torch.from_numpy(batch.draws.ravel())
+    seen = ViewBatch(images=images, draws=draws, num_lanes=1, step=0, epoch=batch.epoch, seed=plan.config.seed)
     figures: dict[str, Figure] = {}
     for number, (title, shown) in enumerate(METHODS[name].pictures(method, seen).items()):
         pixels = (shown.transpose(0, 1) * std[None] + mean[None]).clamp(0, 255).byte()
@@ -185,13 +185,13 @@ class _Images:
 
 
 def _seen(plan: Plan, folder: Path) -> _Seen | None:
-    manifests = probe_manifests(plan)
-    if manifests is None:
+    labelled = probe_data(plan)
+    if labelled is None:
         return None
     loaded = load_encoder(folder / EXPORT)
     model = loaded.config.model
     cache = plan.config.data.shard_cache
-    train, val = (labelled_set(one, channels=model.in_chans, cache=cache) for one in manifests)
+    train, val = (labelled_set(one, channels=model.in_chans, cache=cache) for one in labelled)
     chosen = choose_samples(train, val, max_train=_BANK, max_val=_QUERIES, seed=plan.config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = loaded.encoder.to(device)

@@ -11,9 +11,9 @@ from typing import Any, Literal, cast
 
 from pipelines.config import typed
 from pipelines.tracking import TrackingConfig
+from ssl_core.data.data_set import DataSet, load_data_set
 from ssl_core.data.integrity import check_shards, verify_shards
 from ssl_core.data.loader import Schedule
-from ssl_core.data.manifest import Manifest, load_manifest
 from ssl_core.errors import UserError
 from ssl_core.export import ExportConfig
 from ssl_core.lanes import Lanes
@@ -35,7 +35,8 @@ _EAGER_HASH_BYTES = 4 << 30  # the driver hashes so much before it starts; worke
 class DataConfig:
     """Keys below `data`."""
 
-    train: str | None = None
+    train: str | tuple[str, ...] | None = None
+    weights: tuple[float, ...] | None = None
     val: str | None = None
     lanes: int | None = None
     block: int = 8192
@@ -151,7 +152,7 @@ class Plan:
 
     values: Mapping[str, Any]  # as composed: what a worker makes the same plan from
     config: PretrainConfig
-    manifest: Manifest
+    train_data: DataSet
     lanes: Lanes
     schedule: Schedule
     total_steps: int
@@ -193,7 +194,12 @@ class Plan:
             "model": {**asdict(config.model), "mean": list(self.mean), "std": list(self.std)},
             "views": config.views,
             "optim": {**asdict(config.optim), "betas": list(config.optim.betas)},
-            "data": {"manifest": self.manifest.digest, "lanes": self.lanes.count, "block": config.data.block},
+            "data": {
+                "manifest": self.train_data.digest,
+                "weights": list(self.train_data.weights) if self.train_data.shares else None,
+                "lanes": self.lanes.count,
+                "block": config.data.block,
+            },
             "train": {
                 "steps": self.total_steps,
                 "global_batch": train.global_batch,
@@ -220,12 +226,16 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same configuration with local folders as absolute paths: a worker's present folder is another one."""
     result = {**values}
     for section in ("data", "probe"):
-        places = {name: values[section][name] for name in ("train", "val") if isinstance(values[section][name], str)}
-        found = {name: place if is_s3(place) else str(local_path(place).resolve()) for name, place in places.items()}
-        result[section] = {**values[section], **found}
+        result[section] = {**values[section], **{name: _absolute(values[section][name]) for name in ("train", "val")}}
     if isinstance(values["data"]["cache"], str):
         result["data"]["cache"] = str(local_path(values["data"]["cache"]).resolve())
     return result
+
+
+def _absolute(place: Any) -> Any:
+    if isinstance(place, list):
+        return [_absolute(one) for one in cast(list[Any], place)]
+    return str(local_path(place).resolve()) if isinstance(place, str) and not is_s3(place) else place
 
 
 def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None = None) -> Plan:
@@ -234,10 +244,16 @@ def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None 
     train, model = config.train, config.model
     if config.data.train is None:
         raise UserError("data.train is missing: name a folder with a manifest (python -m pipelines.pack makes one)")
-    manifest = load_manifest(config.data.train)
+    train_data = load_data_set(config.data.train, config.data.weights)
     world = workers or train.workers or default_workers()
     lanes = Lanes.cut(train.global_batch, config.data.lanes, rank=rank, world=world)
-    schedule = Schedule(shard_samples=manifest.shard_samples, seed=config.seed, block=config.data.block, lanes=lanes)
+    schedule = Schedule(
+        shard_samples=train_data.shard_samples,
+        seed=config.seed,
+        block=config.data.block,
+        lanes=lanes,
+        shares=train_data.shares,
+    )
     if train.micro_batch is not None and train.micro_batch % lanes.size:
         raise UserError(
             f"train.micro_batch={train.micro_batch} is not a multiple of a lane's {lanes.size} samples: "
@@ -247,7 +263,7 @@ def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None 
         raise UserError(
             "train.bn=global needs the whole batch in one piece, train.micro_batch cuts it: use one or the other"
         )
-    mean, std = _normalisation(model, manifest)
+    mean, std = _normalisation(model, train_data)
     name = config.method.get("name")
     if name not in METHODS:
         raise UserError(f"unknown method.name={name}: known are {', '.join(METHODS)}")
@@ -258,7 +274,7 @@ def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None 
     return Plan(
         values=mapping,
         config=config,
-        manifest=manifest,
+        train_data=train_data,
         lanes=lanes,
         schedule=schedule,
         total_steps=_total_steps(train, schedule),
@@ -271,29 +287,37 @@ def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None 
 
 def check_inputs(plan: Plan) -> None:
     """Look at what the plan names: shards, checksums, probe data, model and method; raises UserError."""
-    check_shards(plan.manifest)
-    if is_s3(plan.manifest.root):
-        check_cache(plan)
-    else:
-        verify_shards(plan.manifest, max_bytes=_EAGER_HASH_BYTES)
+    parts = plan.train_data.parts
+    for part in parts:
+        check_shards(part)
+        if not is_s3(part.root):
+            verify_shards(part, max_bytes=_EAGER_HASH_BYTES // len(parts))
+    check_cache(plan)
     checkpoint_interval(plan.config.train.checkpoint_every)
     method = plan.build_method(plan.random_encoder())
     for group in method.recipe.groups:
         check_takes(method.encoder, channels=group.channels, height=group.height, width=group.width)
-    for manifest in probe_manifests(plan) or ():
-        if not manifest.labelled:
-            raise UserError(
-                f"{manifest.root} has {manifest.labelled_samples} labels for {manifest.num_samples} samples: a probe "
-                "needs a label for each, name labelled folders as probe.train and probe.val"
-            )
-        check_shards(manifest)
+    for data in probe_data(plan) or ():
+        check_labels(data)
+        for part in data.parts:
+            check_shards(part)
+
+
+def check_labels(data: DataSet) -> None:
+    """Every sample of a probe's data has a label, one that means the same in all parts; raises UserError."""
+    if not all(part.labelled for part in data.parts):
+        raise UserError(
+            f"{data.name} has {data.labelled_samples} labels for {data.num_samples} samples: a probe needs a label for "
+            "each, name labelled folders as probe.train and probe.val"
+        )
+    _ = data.classes
 
 
 def check_cache(plan: Plan) -> None:
     """The cache holds what the lanes of a node read from at a time; raises UserError with the number of bytes."""
     lanes, cache_gb = _lanes_of_a_node(plan), plan.config.data.cache_gb
     shards = lanes * (plan.schedule.epoch(0).shards_per_block() + 1)
-    largest = sorted((shard.bytes for shard in plan.manifest.shards), reverse=True)[:shards]
+    largest = sorted((shard.bytes for shard in plan.train_data.bucket_shards), reverse=True)[:shards]
     if sum(largest) > plan.config.data.shard_cache.max_bytes:
         raise UserError(
             f"data.cache_gb={cache_gb:g} is too small: {lanes} lanes on a node read from {len(largest)} shards at a "
@@ -305,7 +329,7 @@ def check_cache(plan: Plan) -> None:
 def steps_to_prepare(plan: Plan) -> int:
     """How many steps ahead shards are fetched: a cache has room for them in one half, beside the blocks in use."""
     room = plan.config.data.shard_cache.max_bytes / 2
-    sample_bytes = plan.manifest.num_bytes / plan.manifest.num_samples
+    sample_bytes = plan.train_data.num_bytes / plan.train_data.num_samples
     samples_a_lane = room / sample_bytes / _lanes_of_a_node(plan) - plan.config.data.block
     return int(min(max(samples_a_lane / plan.lanes.size, 0), _MOST_STEPS_TO_PREPARE))
 
@@ -317,7 +341,7 @@ def _lanes_of_a_node(plan: Plan) -> int:
     return min(lanes.count, len(lanes.owned) * workers)
 
 
-def probe_manifests(plan: Plan) -> tuple[Manifest, Manifest] | None:
+def probe_data(plan: Plan) -> tuple[DataSet, DataSet] | None:
     """The labelled (training, validation) sets of the probe at the end, or None where no validation set is named."""
     config = plan.config
     val = config.probe.val or config.data.val
@@ -325,8 +349,8 @@ def probe_manifests(plan: Plan) -> tuple[Manifest, Manifest] | None:
         if config.probe.train is not None:
             raise UserError("probe.train is named but probe.val is not: name a labelled validation folder")
         return None
-    train = load_manifest(config.probe.train) if config.probe.train else plan.manifest
-    return train, load_manifest(val)
+    train = load_data_set(config.probe.train) if config.probe.train else plan.train_data.unweighted
+    return train, load_data_set(val)
 
 
 def default_workers() -> int:
@@ -358,10 +382,10 @@ def _total_steps(train: TrainConfig, schedule: Schedule) -> int:
     return steps
 
 
-def _normalisation(model: ModelSection, manifest: Manifest) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(model: ModelSection, data: DataSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if (model.mean is None) != (model.std is None):
         raise UserError("model.mean and model.std go together: name both or neither")
-    mean, std = manifest.normalisation(model.in_chans) if model.mean is None else (model.mean, model.std or ())
+    mean, std = data.normalisation(model.in_chans) if model.mean is None else (model.mean, model.std or ())
     if not len(mean) == len(std) == model.in_chans:
         raise UserError(
             f"model.mean and model.std have {len(mean)} and {len(std)} values for model.in_chans={model.in_chans}: "

@@ -52,7 +52,7 @@ def start_line(plan: Any) -> str:
     rate = peak_rate(config.optim, lanes.global_batch)
     text = (
         f"{config.method['name']} · {config.model.name} at {config.model.image_size} px · "
-        f"{plan.manifest.num_samples:,} images · {plan.total_steps:,} steps of {lanes.global_batch} "
+        f"{_images(plan.train_data)} · {plan.total_steps:,} steps of {lanes.global_batch} "
         f"({plan.total_steps / plan.schedule.steps_per_epoch:.1f} epochs) · {config.optim.name} at {rate:.4g}\n"
         f"{lanes.count} lanes of {lanes.size} · {lanes.world} worker(s) with {' or '.join(map(str, per_worker))} lanes "
         f"· efficiency {lanes.efficiency:.2f} · {config.train.precision}"
@@ -65,6 +65,14 @@ def start_line(plan: Any) -> str:
         better = [w for w in range(1, lanes.count + 1) if lanes.count % w == 0 and abs(w - lanes.world) <= lanes.world]
         text += f"\nwarning: workers wait for the one with most lanes; these numbers of workers divide them: {better}"
     return text
+
+
+def _images(data: Any) -> str:
+    from ssl_core.data.shares import samples_an_epoch
+
+    sets = f" in {len(data.parts)} data sets" if len(data.parts) > 1 else ""
+    shown = f", {samples_an_epoch(data.shard_samples, data.shares):,} an epoch" if data.shares else ""
+    return f"{data.num_samples:,} images{sets}{shown}"
 
 
 def bf16_is_fast() -> bool:
@@ -98,7 +106,9 @@ def _carry_out(run: Any, plan: Any) -> None:
     )
     run.update(mlflow_run=tracker.run_id, tracking_uri=uri)
     tracker.log_params({**run.record.config, "lanes": plan.lanes.count, "total_steps": plan.total_steps})
-    tracker.set_tags({"manifest": plan.manifest.digest, "method": config.method["name"], "run_folder": run.record.name})
+    tracker.set_tags(
+        {"manifest": plan.train_data.digest, "method": config.method["name"], "run_folder": run.record.name}
+    )
     status = "FAILED"
     try:
         _train_probe_register(run, plan, tracker, uri)

@@ -16,7 +16,7 @@ from pipelines.config import compose, typed
 from pipelines.console import run_command, say
 from pipelines.mlflow_connection import RegistryPlace, tracking_uri
 from pipelines.run_folder import EXPORT, find_run, read_record
-from ssl_core.data.manifest import Manifest, load_manifest
+from ssl_core.data.data_set import DataSet, load_data_set
 from ssl_core.errors import UserError
 from ssl_core.storage.local import local_path, publish_bytes
 
@@ -57,16 +57,17 @@ def main(overrides: list[str]) -> None:
         publish_bytes(local_path(config.output), (json.dumps(report.to_dict(), indent=2) + "\n").encode())
 
 
-def _labelled_data(config: ProbeCommand, run: Path | None) -> tuple[Manifest, Manifest]:
+def _labelled_data(config: ProbeCommand, run: Path | None) -> tuple[DataSet, DataSet]:
     """The sets named here, else those that the run names."""
-    train, val = config.train, config.val
+    train: str | list[str] | None = config.train
+    val = config.val
     if run is not None:
         known = read_record(run).config
         train = train or known["probe"]["train"] or known["data"]["train"]
         val = val or known["probe"]["val"] or known["data"]["val"]
     if train is None or val is None:
         raise UserError("the probe needs labelled data: name train=<folder> and val=<folder>")
-    return load_manifest(train), load_manifest(val)
+    return load_data_set(train), load_data_set(val)
 
 
 def _encoder(config: ProbeCommand, run: Path | None, scratch: Path) -> Path:

@@ -15,7 +15,7 @@ from pipelines.plan import (
     Plan,
     checkpoint_interval,
     make_plan,
-    probe_manifests,
+    probe_data,
     steps_to_prepare,
     threads_per_worker,
 )
@@ -28,7 +28,6 @@ from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
 from ssl_core.probe.features import ImageInput
 from ssl_core.probe.labelled import labelled_set
 from ssl_core.probe.online import OnlineKNN
-from ssl_core.storage.s3 import is_s3
 from ssl_core.train.context import RunContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
 from ssl_core.train.step import TrainStep, why_not_compiled
@@ -85,13 +84,13 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
         device=context.device,
     )
     data = plan.config.data
-    reader = Reader(plan.manifest, channels=plan.config.model.in_chans, max_bad=data.max_bad, cache=data.shard_cache)
+    reader = Reader(plan.train_data, channels=plan.config.model.in_chans, max_bad=data.max_bad, cache=data.shard_cache)
     loader = LaneLoader(
         reader,
         method.recipe,
         plan.schedule,
         threads=data.threads,
-        prepare=reader.prepare if is_s3(plan.manifest.root) else None,
+        prepare=reader.prepare if plan.train_data.bucket_shards else None,
         prepare_ahead=steps_to_prepare(plan),
     )
     monitor = online_knn(plan, context)
@@ -103,11 +102,11 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
 
 def online_knn(plan: Plan, context: RunContext) -> OnlineKNN | None:
     """The k-NN curve, where labelled data is named."""
-    manifests, probe, model = probe_manifests(plan), plan.config.probe, plan.config.model
-    if manifests is None or probe.every is None:
+    labelled, probe, model = probe_data(plan), plan.config.probe, plan.config.model
+    if labelled is None or probe.every is None:
         return None
     train_set, val_set = (
-        labelled_set(manifest, channels=model.in_chans, cache=plan.config.data.shard_cache) for manifest in manifests
+        labelled_set(data, channels=model.in_chans, cache=plan.config.data.shard_cache) for data in labelled
     )
     return OnlineKNN(
         train_set,

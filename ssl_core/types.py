@@ -18,6 +18,7 @@ class LaneBatch:
     step: int
     epoch: int
     positions: np.ndarray  # int64 [L, b]: scheduled positions in manifest order
+    draws: np.ndarray  # int64 [L, b]: what the samples' randomness is keyed by (`ssl_core.data.shares`)
     groups: Mapping[str, np.ndarray]  # a view group's name → uint8 [L, V, b, H, W, K]
 
 
@@ -26,7 +27,7 @@ class ViewBatch:
     """What a method embeds: whole lanes, as normalised images on the device."""
 
     images: Mapping[str, Tensor]  # a view group's name → float [L · V · b, K, H, W]
-    positions: Tensor  # int64 [L · b]
+    draws: Tensor  # int64 [L · b]: the samples' positions, but for those that an epoch shows again
     num_lanes: int
     step: int
     epoch: int
@@ -41,7 +42,7 @@ class ViewBatch:
 
     def views(self, group: str) -> int:
         """V: views a sample has in this group."""
-        return len(self.images[group]) // len(self.positions)
+        return len(self.images[group]) // len(self.draws)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ssl_core import rng
 from ssl_core.data.order import EpochOrder, steps_per_epoch
+from ssl_core.data.shares import Share, samples_an_epoch
 from ssl_core.lanes import Lanes
 from ssl_core.types import LaneBatch
 
@@ -63,11 +64,12 @@ class Schedule:
     seed: int
     block: int
     lanes: Lanes
+    shares: tuple[Share, ...] = ()  # of several data sets
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole global batches in an epoch."""
-        return steps_per_epoch(int(self.shard_samples.sum()), self.lanes.global_batch)
+        return steps_per_epoch(samples_an_epoch(self.shard_samples, self.shares), self.lanes.global_batch)
 
     def epoch(self, epoch: int) -> EpochOrder:
         """The order of one epoch."""
@@ -78,6 +80,7 @@ class Schedule:
             num_lanes=self.lanes.count,
             lane_size=self.lanes.size,
             block=self.block,
+            shares=self.shares,
         )
 
 
@@ -108,6 +111,7 @@ class LaneLoader:
         self._images, self._recipe, self._schedule = images, recipe, schedule
         self._threads, self._ahead = threads, ahead
         self._prepare, self._prepare_ahead = prepare, prepare_ahead
+        self._num_samples = int(schedule.shard_samples.sum())
         self._epoch_order = lru_cache(maxsize=2)(schedule.epoch)
 
     def stream(self, first_step: int, end_step: int) -> Iterator[LaneBatch]:
@@ -122,7 +126,7 @@ class LaneLoader:
                 for step in range(first_step, end_step + self._ahead):
                     while self._prepare and prepared < min(step + self._prepare_ahead, end_step):
                         # an error is not looked at: it comes again with the batch
-                        preparing.submit(self._prepare, self._positions(prepared))
+                        preparing.submit(self._prepare, self._draws(prepared) % self._num_samples)
                         prepared += 1
                     if step < end_step:
                         waiting.append(self._start(step, pool))
@@ -140,7 +144,8 @@ class LaneLoader:
         return next(self.stream(step, step + 1))
 
     def _start(self, step: int, pool: ThreadPoolExecutor) -> tuple[LaneBatch, list[Future[None]]]:
-        lanes, positions = self._schedule.lanes, self._positions(step)
+        lanes, draws = self._schedule.lanes, self._draws(step)
+        positions = draws % self._num_samples
         groups = {
             group.name: np.empty(
                 (len(positions), group.count, lanes.size, group.height, group.width, group.channels), np.uint8
@@ -148,21 +153,20 @@ class LaneLoader:
             for group in self._recipe.groups
         }
         epoch = step // self._schedule.steps_per_epoch
-        batch = LaneBatch(step=step, epoch=epoch, positions=positions, groups=groups)
+        batch = LaneBatch(step=step, epoch=epoch, positions=positions, draws=draws, groups=groups)
         return batch, [pool.submit(self._fill, batch, lane) for lane in range(len(positions))]
 
-    def _positions(self, step: int) -> np.ndarray:
-        """The samples of own lanes at a step: int64 [own lanes, b]."""
+    def _draws(self, step: int) -> np.ndarray:
+        """What own lanes see at a step: int64 [own lanes, b]."""
         epoch, step_in_epoch = divmod(step, self._schedule.steps_per_epoch)
-        return self._epoch_order(epoch).positions(step_in_epoch, self._schedule.lanes.owned)
+        return self._epoch_order(epoch).draws(step_in_epoch, self._schedule.lanes.owned)
 
     def _fill(self, batch: LaneBatch, lane: int) -> None:
         """Decode each sample of a lane once and write all its views."""
-        positions = batch.positions[lane]
         views = np.arange(self._recipe.num_views)
-        keys = rng.key(self._schedule.seed, "views", batch.epoch, positions[:, None], views)
+        keys = rng.key(self._schedule.seed, "views", batch.epoch, batch.draws[lane][:, None], views)
         outputs = [batch.groups[group.name][lane] for group in self._recipe.groups]
-        for sample, position in enumerate(positions.tolist()):
+        for sample, position in enumerate(batch.positions[lane].tolist()):
             made = self._recipe(self._images.image(position), keys[sample])
             for output, group in zip(outputs, made, strict=True):
                 output[:, sample] = group

@@ -1,7 +1,7 @@
 """Samples by position: memory-mapped shards, walked once, then each sample is a slice.
 
 A *position* is a sample's index in manifest order: the first shard's samples in tar order, then the second's, and so
-on.
+on; in a data set of several manifests, these follow each other.
 """
 
 from bisect import bisect_right
@@ -13,6 +13,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_core.data.data_set import DataSet
 from ssl_core.data.decode import MAX_PIXELS, DecodeError, Pixels, check_channels, decode
 from ssl_core.data.integrity import Shards, shards_of
 from ssl_core.data.manifest import Manifest, ShardInfo
@@ -23,6 +24,19 @@ from ssl_core.storage.cache import CacheConfig
 from ssl_core.storage.s3 import is_s3
 
 _LOOKS = 8  # at a shard that other processes put out of the cache as soon as it is there
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    """A shard and where it lies."""
+
+    info: ShardInfo
+    root: str
+    fetch: Shards
+
+    @property
+    def in_bucket(self) -> bool:
+        return is_s3(self.root)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +60,7 @@ class Reader:
         max_pixels: larger images count as unreadable.
         max_open_shards: how many shards stay mapped.
         cache: where the shards of a bucket are kept.
-        fetch: gives a local path that holds a shard's verified bytes; default: the shard where the manifest says.
+        fetch: gives a local path that holds a shard's verified bytes; default: the shard where its manifest says.
 
     Attributes:
         quarantine: the samples that did not decode.
@@ -54,7 +68,7 @@ class Reader:
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: Manifest | DataSet,
         *,
         channels: int = 3,
         max_bad: float | int | None = None,
@@ -68,16 +82,21 @@ class Reader:
         self.manifest = manifest
         self.channels = channels
         self.quarantine = Quarantine(manifest.num_samples, max_bad=max_bad)
-        self._fetch = fetch or shards_of(manifest, verify=verify, cache=cache)
+        self._shards = [
+            _Place(info=info, root=part.root, fetch=fetch or shards)
+            for part in (manifest.parts if isinstance(manifest, DataSet) else (manifest,))
+            for shards in [shards_of(part, verify=verify, cache=cache)]
+            for info in part.shards
+        ]
         self._max_pixels = max_pixels
         self._max_open_shards = max_open_shards
         # what made room in the cache stays on the disk while it is mapped: as much again at most
-        self._max_open_bytes = (cache or CacheConfig()).max_bytes if is_s3(manifest.root) else None
-        self._starts = [0, *accumulate(shard.samples for shard in manifest.shards)]
+        self._max_open_bytes = (cache or CacheConfig()).max_bytes
+        self._starts = [0, *accumulate(shard.info.samples for shard in self._shards)]
         self._ends = np.asarray(self._starts[1:], dtype=np.int64)
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = Lock()
-        self._opening = [Lock() for _ in manifest.shards]
+        self._opening = [Lock() for _ in self._shards]
 
     @property
     def num_samples(self) -> int:
@@ -96,27 +115,28 @@ class Reader:
         """
         number, first = self._locate(position)
         shard = self._shard(number)
-        samples = self.manifest.shards[number].samples
-        for step in range(samples):
-            sample = (position - first + step) % samples
+        info = self._shards[number].info
+        for step in range(info.samples):
+            sample = (position - first + step) % info.samples
             if first + sample in self.quarantine:
                 continue
             try:
                 data = shard.buffer[shard.offsets[sample] : shard.ends[sample]]
                 return decode(data, channels=self.channels, max_pixels=self._max_pixels)
             except DecodeError as error:
-                reason = f"{self.manifest.shards[number].name}, key {shard.index.keys[sample]}: {error}"
+                reason = f"{info.name}, key {shard.index.keys[sample]}: {error}"
                 self.quarantine.add(first + sample, reason)
-        name = self.manifest.shards[number].name
         raise UserError(
-            f"shard {name} in {self.manifest.root}: none of its {samples:,} samples decodes: pack the data again"
+            f"shard {info.name} in {self._shards[number].root}: none of its {info.samples:,} samples decodes: "
+            "pack the data again"
         )
 
     def prepare(self, positions: NDArray[np.int64]) -> None:
-        """Fetch what samples of coming steps will need, as far as it is not open already."""
+        """Fetch from a bucket what samples of coming steps will need, as far as it is not open already."""
         for number in np.unique(np.searchsorted(self._ends, positions, side="right")).tolist():
-            if number not in self._open:
-                self._fetch(self.manifest.shards[number])
+            shard = self._shards[number]
+            if shard.in_bucket and number not in self._open:
+                shard.fetch(shard.info)
 
     def encoded(self, position: int) -> bytes:
         """The bytes of a position's own image, as they lie in the shard."""
@@ -133,7 +153,7 @@ class Reader:
         """The labels of all samples, int64 [samples], by position; -1 where there is none."""
         if not self.manifest.labelled_samples:
             return np.full(self.num_samples, -1, dtype=np.int64)
-        opened = ((shard.name, self._shard(number)) for number, shard in enumerate(self.manifest.shards))
+        opened = ((shard.info.name, self._shard(number)) for number, shard in enumerate(self._shards))
         return np.concatenate([read_labels(shard.buffer, shard.index, name) for name, shard in opened])
 
     def _locate(self, position: int) -> tuple[int, int]:
@@ -150,37 +170,45 @@ class Reader:
                 self._open.move_to_end(number)
                 return shard
         with self._opening[number]:  # one thread hashes and walks, the others wait for it and not for other shards
-            shard = self._open.get(number) or self._map(self.manifest.shards[number])
+            shard = self._open.get(number) or _mapped(self._shards[number])
             with self._lock:
                 self._open[number] = shard
-                while self._too_much_is_open():
-                    self._open.popitem(last=False)
+                self._let_go()
         return shard
 
-    def _too_much_is_open(self) -> bool:
-        if self._max_open_bytes is None or len(self._open) <= 1:
-            return len(self._open) > self._max_open_shards
-        open_bytes = sum(self.manifest.shards[number].bytes for number in self._open)
-        return len(self._open) > self._max_open_shards or open_bytes > self._max_open_bytes
+    def _let_go(self) -> None:
+        """Close what was used longest ago: too many shards, or too many bytes of a bucket's."""
+        while len(self._open) > self._max_open_shards:
+            self._open.popitem(last=False)
+        fetched = [number for number in self._open if self._shards[number].in_bucket]
+        open_bytes = sum(self._shards[number].info.bytes for number in fetched)
+        for number in fetched[:-1]:
+            if open_bytes <= self._max_open_bytes:
+                break
+            open_bytes -= self._shards[number].info.bytes
+            del self._open[number]
 
-    def _map(self, info: ShardInfo) -> _OpenShard:
-        buffer = self._buffer(info)
-        index = index_shard(buffer, info.name)
-        if len(index.keys) != info.samples:
-            raise UserError(
-                f"shard {info.name} in {self.manifest.root} has {len(index.keys)} samples, its manifest says "
-                f"{info.samples}: run python -m pipelines.pack index={self.manifest.root}"
-            )
-        offsets = index.image_offsets
-        return _OpenShard(buffer, index, offsets.tolist(), (offsets + index.image_sizes).tolist())
 
-    def _buffer(self, info: ShardInfo) -> Shard:
-        for _ in range(_LOOKS):
-            try:
-                return map_shard(self._fetch(info))
-            except FileNotFoundError:  # made room for another shard since
-                continue
-        raise Resumable(
-            f"shard {info.name} of {self.manifest.root} was put out of the cache {_LOOKS} times before it could be "
-            "opened: raise data.cache_gb"
+def _mapped(place: _Place) -> _OpenShard:
+    info = place.info
+    buffer = _buffer(place)
+    index = index_shard(buffer, info.name)
+    if len(index.keys) != info.samples:
+        raise UserError(
+            f"shard {info.name} in {place.root} has {len(index.keys)} samples, its manifest says "
+            f"{info.samples}: run python -m pipelines.pack index={place.root}"
         )
+    offsets = index.image_offsets
+    return _OpenShard(buffer, index, offsets.tolist(), (offsets + index.image_sizes).tolist())
+
+
+def _buffer(place: _Place) -> Shard:
+    for _ in range(_LOOKS):
+        try:
+            return map_shard(place.fetch(place.info))
+        except FileNotFoundError:  # made room for another shard since
+            continue
+    raise Resumable(
+        f"shard {place.info.name} of {place.root} was put out of the cache {_LOOKS} times before it could be "
+        "opened: raise data.cache_gb"
+    )

@@ -150,7 +150,7 @@ class MAE(nn.Module):
 
     def mask_keys(self, batch: ViewBatch) -> Tensor:
         """int64, one a sample: what its mask is drawn from."""
-        return rng.key(batch.seed, "mask", batch.epoch, batch.positions)
+        return rng.key(batch.seed, "mask", batch.epoch, batch.draws)
 
     def reconstruct(self, images_NCHW: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
         """Hide patches and predict all.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_core import rng
-from ssl_core.data.manifest import Manifest
+from ssl_core.data.data_set import DataSet
 from ssl_core.data.reader import Reader
 from ssl_core.errors import UserError
 from ssl_core.storage.cache import CacheConfig
@@ -43,10 +43,10 @@ class LabelledSet:
     digest: str  # of the content
 
 
-def labelled_set(manifest: Manifest, *, channels: int, cache: CacheConfig | None = None) -> LabelledSet:
+def labelled_set(data: DataSet, *, channels: int, cache: CacheConfig | None = None) -> LabelledSet:
     """A packed data set as a probe reads it, with images of so many channels; a bucket's shards go through `cache`."""
-    images = Reader(manifest, channels=channels, cache=cache)
-    return LabelledSet(images=images, classes=manifest.classes, name=manifest.root, digest=manifest.digest)
+    images = Reader(data, channels=channels, cache=cache)
+    return LabelledSet(images=images, classes=data.classes, name=data.name, digest=data.digest)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,7 @@ class _DeviceBatch:
 
     step: int
     epoch: int
-    positions: Tensor  # int64 [L, b]
+    draws: Tensor  # int64 [L, b]
     groups: Mapping[str, Tensor]  # uint8 [L, V, b, H, W, K]
     shuffled_slots: Tensor | None = None  # int64 [L, b]: the samples that the shuffled view shows, if there is one
 
@@ -212,7 +212,7 @@ class TrainStep:
         return _DeviceBatch(
             step=batch.step,
             epoch=batch.epoch,
-            positions=moved(batch.positions),
+            draws=moved(batch.draws),
             groups={name: moved(pixels) for name, pixels in batch.groups.items()},
         )
 
@@ -266,7 +266,7 @@ class TrainStep:
         views = list(batch.groups["views"].unbind(1))
         views[view] = mine.view_as(views[view])
         groups = {**batch.groups, "views": torch.stack(views, 1)}
-        slots = order.split(counts)[self._lanes.rank].view(batch.positions.shape)
+        slots = order.split(counts)[self._lanes.rank].view(batch.draws.shape)
         return replace(batch, groups=groups, shuffled_slots=slots.to(self._device, non_blocking=True))
 
     def _push_by_chunk(self, batch: _DeviceBatch, gradients: Mapping[str, Tensor]) -> None:
@@ -291,7 +291,7 @@ class TrainStep:
         slots = batch.shuffled_slots
         return ViewBatch(
             images=images,
-            positions=batch.positions[lanes].flatten(),
+            draws=batch.draws[lanes].flatten(),
             num_lanes=len(chunk),
             step=batch.step,
             epoch=batch.epoch,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-import pipelines.plan
+import ssl_core.data.data_set
 from pipelines.config import compose
 from pipelines.plan import Plan, make_plan
 from ssl_core.data.manifest import Manifest, ShardInfo, Statistics
@@ -42,7 +42,7 @@ def planned(experiment: str, monkeypatch: pytest.MonkeyPatch) -> Plan:
     def load(_: str) -> Manifest:
         return manifest_of(experiment)
 
-    monkeypatch.setattr(pipelines.plan, "load_manifest", load)
+    monkeypatch.setattr(ssl_core.data.data_set, "load_manifest", load)
     return make_plan(compose("pretrain", [f"experiment={experiment}", "data.train=train", "data.val=val"]), workers=1)
 
 

@@ -96,7 +96,7 @@ true_mask_keys = MAE.mask_keys
 
 
 def keys_by_row(method: MAE, batch: ViewBatch) -> Any:
-    return true_mask_keys(method, replace(batch, positions=torch.arange(len(batch.positions))))
+    return true_mask_keys(method, replace(batch, draws=torch.arange(len(batch.draws))))
 
 
 FAULTS: dict[str, tuple[str, Any, str, Any]] = {

@@ -87,7 +87,7 @@ class HardRows(nn.Module):
             "b": z**2,
             "error": (z**3).sum(1),
             "target": self.target(images.flatten(1)),
-            "position": batch.positions,
+            "position": batch.draws,
         }
 
     def loss(self, rows: GlobalRows) -> Tensor:
@@ -107,7 +107,7 @@ def hard_step(collectives: Collectives, micro_batch: int | None) -> tuple[float,
     lanes = Lanes.cut(16, 8, rank=collectives.rank, world=collectives.world)
     positions = np.arange(16).reshape(8, 2)[lanes.owned] + 2**40
     pixels = (np.arange(64).reshape(8, 1, 2, 2, 2, 1) * 37 % 256).astype(np.uint8)[lanes.owned]
-    batch = LaneBatch(step=0, epoch=0, positions=positions, groups={"views": pixels})
+    batch = LaneBatch(step=0, epoch=0, positions=positions, draws=positions, groups={"views": pixels})
     method = HardRows()
     step = TrainStep(
         method,

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 import pytest
 
 from cluster.object_store import ObjectStore
 from pipelines import pack
+from ssl_core.data.data_set import load_data_set
 from ssl_core.data.integrity import check_shards, find_damage
 from ssl_core.data.manifest import Manifest, load_manifest
 from ssl_core.data.reader import Reader
@@ -50,6 +52,12 @@ def bucket(endpoint: ObjectStore, client: Any, monkeypatch: pytest.MonkeyPatch) 
     s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (it changes back)
 
 
+@pytest.fixture(scope="module")
+def folder_beside(local: Path) -> str:
+    """The 359 validation digits, in 60 shards."""
+    return str(local.parent / "val")
+
+
 def at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment has changed)
@@ -70,6 +78,28 @@ def test_a_bucket_has_the_same_manifest_and_samples(bucket: str, local: Path, tm
         assert readers[0].key(position) == readers[1].key(position)
     kept = [path for path in (tmp_path / "c").iterdir() if len(path.name) == 64]
     assert len(kept) <= 3
+
+
+def test_a_bucket_and_a_folder_are_joined(bucket: str, folder_beside: str, tmp_path: Path) -> None:
+    """Only the bucket's shards are fetched ahead and count against the cache."""
+    there, beside = load_manifest(bucket), load_manifest(folder_beside)
+    data = load_data_set([folder_beside, bucket])
+    cache = small_cache(there, tmp_path / "c", shards=4)
+    reader = Reader(data, cache=cache)
+    assert data.bucket_shards == there.shards
+    alone = Reader(beside)
+    reader.prepare(np.asarray([0, beside.num_samples, beside.num_samples + 700]))
+    assert {path.name for path in (tmp_path / "c").iterdir() if len(path.name) == 64} == {
+        there.shards[0].sha256,
+        there.shards[700 // 6].sha256,
+    }
+    for position in (0, 5, beside.num_samples - 1):
+        assert reader.encoded(position) == alone.encoded(position)
+    for position in (0, 5, 6, 700, 1437):
+        assert reader.key(beside.num_samples + position) == Reader(there, cache=cache).key(position)
+    for position in range(0, data.num_samples, 6):
+        reader.encoded(position)
+    assert len(reader._open) == 4 + len(beside.shards)  # pyright: ignore[reportPrivateUsage] (nothing else shows it)
 
 
 def test_300_faults_lose_nothing_and_change_nothing(

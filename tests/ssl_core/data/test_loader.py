@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ssl_core import rng
 from ssl_core.data.loader import LaneLoader, Schedule
+from ssl_core.data.shares import Share
 from ssl_core.lanes import Lanes
 from ssl_core.types import LaneBatch
 
@@ -58,12 +61,13 @@ class NumberedImages:
         return np.full((4, 4, 1), position, np.uint8)
 
 
-def schedule(*, rank: int = 0, world: int = 1) -> Schedule:
-    return Schedule(shard_samples=SIZES, seed=SEED, block=8, lanes=Lanes.cut(12, 4, rank=rank, world=world))
+def schedule(*, rank: int = 0, world: int = 1, shares: tuple[Share, ...] = ()) -> Schedule:
+    lanes = Lanes.cut(12, 4, rank=rank, world=world)
+    return Schedule(shard_samples=SIZES, seed=SEED, block=8, lanes=lanes, shares=shares)
 
 
 def loader(**options: Any) -> LaneLoader:
-    world = {name: options.pop(name) for name in ("rank", "world") if name in options}
+    world = {name: options.pop(name) for name in ("rank", "world", "shares") if name in options}
     images = options.pop("images", None) or NumberedImages()
     return LaneLoader(images, KeyedRecipe(), schedule(**world), **options)
 
@@ -98,6 +102,29 @@ def test_a_stream_is_its_batches_however_it_is_made(ahead: int, threads: int) ->
     assert all(same(batch, loader().batch(batch.step)) for batch in made)
 
 
+@settings(max_examples=15)
+@given(
+    threads=st.integers(1, 4),
+    ahead=st.integers(0, 5),
+    first=st.integers(0, 9),
+    world=st.integers(1, 4),
+    weights=st.none() | st.tuples(st.sampled_from([0.5, 1.0, 2.5]), st.sampled_from([0.5, 3.0])),
+)
+def test_a_stream_begun_anywhere_by_anyone_goes_on_as_the_whole(
+    threads: int, ahead: int, first: int, world: int, weights: tuple[float, float] | None
+) -> None:
+    shares = tuple(Share(shards=2, weight=weight) for weight in weights or ())
+    whole = list(loader(shares=shares).stream(0, 10))
+    workers = [loader(rank=rank, world=world, threads=threads, ahead=ahead, shares=shares) for rank in range(world)]
+    streams = [worker.stream(first, 10) for worker in workers]
+    for expected, *parts in zip(whole[first:], *streams, strict=True):
+        assert {part.step for part in parts} == {expected.step}
+        for name in ("positions", "draws"):
+            assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(expected, name))
+        for name, pixels in expected.groups.items():
+            assert np.array_equal(np.concatenate([part.groups[name] for part in parts]), pixels)
+
+
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_workers_make_the_lanes_of_one(world: int) -> None:
     whole = loader().batch(3)
@@ -114,6 +141,30 @@ def test_views_of_a_sample_differ_between_epochs() -> None:
             for sample, position in enumerate(positions):
                 seen.setdefault(position, set()).add(batch.groups["views"][lane, :, sample].tobytes())
     assert sum(len(views) == 2 for views in seen.values()) >= 15
+
+
+def test_a_sample_shown_again_in_an_epoch_has_other_views() -> None:
+    thrice = loader(shares=(Share(shards=4, weight=3.0),))
+    seen: dict[int, list[bytes]] = {}
+    for batch in thrice.stream(0, 7):
+        assert batch.epoch == 0
+        for lane, positions in enumerate(batch.positions.tolist()):
+            for sample, position in enumerate(positions):
+                seen.setdefault(position, []).append(batch.groups["views"][lane, :, sample].tobytes())
+    shown = [len(views) for views in seen.values()]
+    assert (sorted(seen), sum(shown), max(shown)) == (list(range(29)), 84, 3)
+    assert sum(len(set(views)) < len(views) for views in seen.values()) <= 1  # keys are cut to a byte: 251² pairs
+
+
+def test_what_will_be_read_is_prepared_by_its_position() -> None:
+    told: list[int] = []
+
+    def prepare(positions: Pixels) -> None:
+        told.extend(positions.ravel())
+
+    thrice = loader(shares=(Share(shards=4, weight=3.0),), prepare=prepare)
+    shown = [position for batch in thrice.stream(0, 7) for position in batch.positions.ravel()]
+    assert told == shown
 
 
 def test_a_sample_is_decoded_once_for_all_views() -> None:

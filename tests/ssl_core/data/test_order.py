@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.plan import DataConfig
 from ssl_core import rng
 from ssl_core.data.order import EpochOrder, permute, steps_per_epoch
 from ssl_core.errors import UserError
@@ -48,6 +49,23 @@ def test_every_sample_once_but_for_a_tail_of_less_than_a_global_batch(cut: dict[
     assert seen.min() >= 0
     assert seen.max() < total
     assert len(np.unique(seen)) == seen.size > total - batch
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[1] * 3000, [0] * 40 + [1] * 99 + [0] * 40, [50_000], [1, 50_000, 1, 0], [0, 500, 0, 0, 1]],
+    ids=["ones", "mostly empty", "a giant", "a giant and crumbs", "empty ends"],
+)
+@pytest.mark.parametrize("num_lanes", [1, 3, 64])
+@pytest.mark.parametrize("block", [1, 8192])
+def test_every_sample_once_whatever_the_shards(sizes: list[int], num_lanes: int, block: int) -> None:
+    lane_size = sum(sizes) // num_lanes
+    order = EpochOrder(np.asarray(sizes), seed=1, epoch=2, num_lanes=num_lanes, lane_size=lane_size, block=block)
+    seen = order.positions(0, range(num_lanes))
+    assert order.steps == 1
+    assert seen.min() >= 0
+    assert seen.max() < sum(sizes)
+    assert len(np.unique(seen)) == seen.size > sum(sizes) - num_lanes
 
 
 @settings(max_examples=40)
@@ -102,6 +120,23 @@ def test_epochs_differ_in_order_and_in_tail() -> None:
     assert all(len(tail) == 103 - 96 for tail in tails)
     assert len(set(tails)) == 6
     assert len({epoch.tobytes() for epoch in epochs}) == 6
+
+
+def test_the_tail_takes_every_sample_alike() -> None:
+    cut = {"shard_samples": np.full(8, 13), "seed": 5, "num_lanes": 4, "lane_size": 4, "block": 13}
+    seen = np.sum([np.bincount(whole_epoch(cut, epoch).ravel(), minlength=104) for epoch in range(150)], axis=0)
+    left_out = 150 - seen
+    assert left_out.mean() == 150 * 8 / 104
+    assert 1 <= left_out.min() <= left_out.max() <= 27  # mean 11.5, deviation 3.3
+
+
+@settings(max_examples=20)
+@given(cut=cuts(), data=st.data())
+def test_a_step_is_reached_from_anywhere(cut: dict[str, Any], data: st.DataObject) -> None:
+    whole = whole_epoch(cut, 3)
+    order = EpochOrder(**cut, epoch=3)
+    for step in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=6)):
+        assert np.array_equal(order.positions(step, range(cut["num_lanes"])), whole[step])
 
 
 def test_seeds_differ() -> None:
@@ -183,6 +218,18 @@ def test_a_block_is_mixed() -> None:
     assert abs(np.corrcoef(np.arange(4000), sequence)[0, 1]) < 0.05
     quarters = np.stack([np.bincount(part // 1000, minlength=4) for part in np.split(sequence, 4)])
     assert quarters.min() > 190
+
+
+def test_the_default_block_mixes_nearly_like_a_uniform_shuffle() -> None:
+    """1,000 shards of 1,000 samples, batches of 256 in 16 lanes; `benchmarks/order.py` prints more of it."""
+    lanes = Lanes.cut(256, None)
+    order = EpochOrder(np.full(1000, 1000), seed=0, epoch=0, num_lanes=16, lane_size=16, block=DataConfig().block)
+    shards = np.stack([order.positions(step, lanes.owned) for step in range(0, order.steps, 40)]) // 1000
+    distance = np.abs(np.diff(shards, axis=2)).mean() / 1000
+    assert distance > 0.8 / 3  # a third for a uniform shuffle
+    equal = shards.reshape(len(shards), 1, -1) == shards.reshape(len(shards), -1, 1)
+    pairs = (equal.sum() / len(shards) - 256) / (256 * 255)
+    assert pairs < 0.01  # 0.001 for a uniform shuffle, 0.06 for blocks of one shard
 
 
 def test_a_giant_data_set_costs_no_more_than_its_shards() -> None:

@@ -32,7 +32,7 @@ def mae(model: ModelConfig = VIT, **numbers: Any) -> MAE:
 def batch(positions: list[int]) -> ViewBatch:
     images = torch.randn(64, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))[positions]
     places = torch.tensor(positions)
-    return ViewBatch(images={"views": images}, positions=places, num_lanes=1, step=0, epoch=2, seed=3)
+    return ViewBatch(images={"views": images}, draws=places, num_lanes=1, step=0, epoch=2, seed=3)
 
 
 @pytest.mark.parametrize("token", [False, True])

@@ -43,13 +43,13 @@ def test_loss_is_the_papers_over_all_lanes(method: SimCLR) -> None:
 def test_embed_gives_a_row_for_each_lane_view_and_sample(method: SimCLR) -> None:
     images = torch.randn(LANES * 2 * SIZE, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(LANES * SIZE)
-    batch = ViewBatch(images={"views": images}, positions=positions, num_lanes=LANES, step=0, epoch=0)
+    batch = ViewBatch(images={"views": images}, draws=positions, num_lanes=LANES, step=0, epoch=0)
     method.eval()  # without BatchNorm's statistics a row depends on its own image alone
     rows = method.embed(batch)["z"]
     method.train()
     assert rows.shape == (LANES * 2 * SIZE, 5)
     assert batch.views("views") == 2
-    alone = ViewBatch(images={"views": images[5:7]}, positions=positions[:1], num_lanes=1, step=0, epoch=0)
+    alone = ViewBatch(images={"views": images[5:7]}, draws=positions[:1], num_lanes=1, step=0, epoch=0)
     method.eval()
     torch.testing.assert_close(method.embed(alone)["z"], rows[5:7])
     method.train()

@@ -99,6 +99,7 @@ def batch_of(lanes: range, **changes: Any) -> LaneBatch:
         step=7,
         epoch=2,
         positions=np.arange(12).reshape(4, 3)[lanes] * 11,
+        draws=np.arange(12).reshape(4, 3)[lanes] * 12,
         groups={"views": pixels[lanes], "local": pixels[lanes, :1, :, :2, :2], **changes},
     )
 
