@@ -26,7 +26,7 @@ _FRAMES = {  # rows and columns of the small copy
 }
 NUM_FRAMES = len(_FRAMES)
 _EDGE = 6  # of the part of a thumbnail that is looked for in another one: 52 pixels, which may cover …
-_COVERED = (47, 49, 51, 52, 53, 55, 57)  # … so many there
+_COVERED = range(47, 58)  # … so many there
 _LUMA = np.asarray((0.299, 0.587, 0.114), dtype=np.float32)  # ITU-R BT.601
 
 
