@@ -3,7 +3,8 @@
 python -m pipelines.pack source=<images> output=<folder>     pack images
 python -m pipelines.pack index=<folder> [output=<folder>]    make the manifest of existing .tar shards
 python -m pipelines.pack verify=<folder>                     hash every shard again
-python -m pipelines.pack show=<folder>                       what is in a data set
+python -m pipelines.pack verify=<train> against=<val>        … and find images of val that are in train too
+python -m pipelines.pack show=<folder> [sheet=<file.png>]    what is in a data set, and what it looks like
 """
 
 import sys
@@ -33,6 +34,8 @@ class PackConfig:
     index: str | None
     verify: str | None
     show: str | None
+    against: str | None
+    sheet: str | None
     output: str | None
     labels: Literal["auto", "none"]
     shard_samples: int
@@ -48,6 +51,12 @@ class PackConfig:
             raise UserError(f"val_fraction={self.val_fraction}: give a share from 0 to below 1")
         if self.workers is not None and self.workers < 1:
             raise UserError(f"workers={self.workers}: at least one thread is needed")
+        if self.against is not None and self.verify is None:
+            raise UserError("against= goes with verify=: give verify=<train> against=<val>")
+        if self.sheet is not None and self.show is None:
+            raise UserError("sheet= goes with show=: give show=<folder> sheet=<file.png>")
+        if self.sheet is not None and not self.sheet.lower().endswith(".png"):
+            raise UserError(f"sheet={self.sheet}: name a file that ends in .png")
 
 
 def main(overrides: list[str]) -> None:
@@ -133,30 +142,44 @@ def _verify(config: PackConfig) -> None:
             f"{damaged[0].shard.name}: restore them, or index them again if the change was meant"
         )
     _say([f"{len(manifest.shards):,} shards, {manifest.num_bytes:,} bytes: all as the manifest says"])
+    if config.against is not None:
+        from pipelines.leak_report import leak_lines
+
+        with _progress("comparing images") as done:
+            lines = leak_lines(manifest, load_manifest(config.against), threads=config.workers, done=done)
+        _say(lines)
 
 
 def _show(config: PackConfig) -> None:
     import numpy as np
 
+    from pipelines.contact_sheet import save_contact_sheet, size_lines
     from ssl_core.data.integrity import check_shards
     from ssl_core.data.manifest import load_manifest
     from ssl_core.data.reader import Reader
 
     manifest = load_manifest(config.show or "")
     check_shards(manifest)
+    reader = Reader(manifest, verify=False)
     lines = [*_table(config.show or "", manifest), f"  {'digest':<12}{manifest.digest}"]
+    lines += ["", *size_lines(reader, seed=config.seed)]
     lines += ["", f"  {'shard':<32}{'samples':>10}{'bytes':>16}"]
     lines += [f"  {shard.name:<32}{shard.samples:>10,}{shard.bytes:>16,}" for shard in manifest.shards]
     if manifest.labelled_samples:
-        labels = Reader(manifest, verify=False).labels()
+        labels = reader.labels()
         counts = np.bincount(labels[labels >= 0], minlength=len(manifest.classes)).tolist()
         lines += ["", f"  {'class':<32}{'samples':>10}"]
         lines += [f"  {name:<32}{count:>10,}" for name, count in zip(manifest.classes, counts, strict=True)]
     _say(lines)
+    if config.sheet is not None:
+        count = save_contact_sheet(reader, Path(config.sheet).expanduser(), seed=config.seed)
+        _say(["", f"{count} images are on {config.sheet}"])
 
 
 def _say(lines: list[str]) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    """Print lines; what a terminal would not show (names in a tar may be any bytes) as its escape."""
+    shown = ("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
+    sys.stdout.write("".join(f"{line}\n" for line in shown))
 
 
 @contextmanager

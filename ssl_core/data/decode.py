@@ -33,8 +33,10 @@ CHANNELS = (1, 3, 4)
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 _ORIENTATION_TAG = 0x0112
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_MARKERS_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PLAIN_PNG_CHUNKS = frozenset((b"IHDR", b"IDAT", b"IEND", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"tIME"))
+_PLAIN_PNG_CHUNKS = frozenset((b"IDAT", b"IEND", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"tIME"))
+_LONGEST_PNG_SIDE = 1_000_000  # libpng's own bound
 
 
 class DecodeError(ValueError):
@@ -56,6 +58,12 @@ class _JpegFrame:
     height: int
     components: int
     orientation: int
+
+
+@dataclass(frozen=True, slots=True)
+class _PlainPng:
+    header: ImageHeader
+    stream: list[memoryview]  # compressed rows, as they lie in the IDAT chunks
 
 
 def check_channels(channels: int) -> None:
@@ -96,7 +104,7 @@ def read_header(data: bytes) -> ImageHeader:
         size = (frame.height, frame.width) if frame.orientation >= 5 else (frame.width, frame.height)
         return ImageHeader(width=size[0], height=size[1], channels=1 if frame.components == 1 else 3)
     if (png := _scan_plain_png(data)) is not None:
-        return png
+        return png.header
     try:
         with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
             width, height = image.size
@@ -141,6 +149,8 @@ def _scan_jpeg(data: bytes) -> _JpegFrame | None:
             if marker == 0xFF:  # fill byte
                 offset += 1
                 continue
+            if marker in _MARKERS_WITHOUT_LENGTH:  # what follows would be taken for a length, and the wrong frame found
+                return None
             length = (data[offset + 2] << 8) | data[offset + 3]
             if marker in _FRAME_MARKERS:
                 height, width, components = struct.unpack_from(">HHB", data, offset + 5)
@@ -182,36 +192,61 @@ def _turned_upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _scan_plain_png(data: bytes) -> ImageHeader | None:
-    """The header of an undamaged PNG that OpenCV reads as Pillow does: 8-bit grey or RGB, nothing that turns it."""
-    if data[:8] != _PNG_SIGNATURE or data[12:16] != b"IHDR":
+def _scan_plain_png(data: bytes) -> _PlainPng | None:
+    """An undamaged PNG that OpenCV reads as Pillow does: 8-bit grey or RGB, not interlaced, nothing that turns it."""
+    if data[:8] != _PNG_SIGNATURE or data[8:16] != b"\0\0\0\x0dIHDR":
         return None
-    view, offset, kind = memoryview(data), 8, b""
+    view, offset, kind, stream = memoryview(data), 8, b"", list[memoryview]()
     try:
-        width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
-        if depth != 8 or colour not in (0, 2):
+        width, height, depth, colour, *methods = struct.unpack_from(">IIBBBBB", data, 16)
+        if depth != 8 or colour not in (0, 2) or any(methods):
             return None
         while kind != b"IEND":
             (length,) = struct.unpack_from(">I", data, offset)
             kind = data[offset + 4 : offset + 8]
             (checksum,) = struct.unpack_from(">I", data, offset + 8 + length)
-            if kind not in _PLAIN_PNG_CHUNKS or zlib.crc32(view[offset + 4 : offset + 8 + length]) != checksum:
+            allowed = _PLAIN_PNG_CHUNKS if offset > 8 else (b"IHDR",)
+            if kind not in allowed or zlib.crc32(view[offset + 4 : offset + 8 + length]) != checksum:
                 return None
+            if kind == b"IDAT":
+                stream.append(view[offset + 8 : offset + 8 + length])
             offset += 12 + length
     except struct.error:
         return None
-    return ImageHeader(width=width, height=height, channels=1 if colour == 0 else 3)
+    if not (0 < width <= _LONGEST_PNG_SIDE and 0 < height <= _LONGEST_PNG_SIDE):
+        return None
+    return _PlainPng(ImageHeader(width=width, height=height, channels=1 if colour == 0 else 3), stream)
 
 
 def _decode_plain_png(data: bytes, channels: int, max_pixels: int) -> Pixels | None:
     """The pixels, or None where Pillow must judge."""
-    header = _scan_plain_png(data)
-    if header is None:
+    png = _scan_plain_png(data)
+    if png is None:
         return None
+    header = png.header
     _check_size(header.width, header.height, max_pixels)
+    if not _is_whole(png):
+        return None
     flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     pixels = cast(Pixels | None, cv2.imdecode(np.frombuffer(data, np.uint8), flag))
     return None if pixels is None else pixels.reshape(header.height, header.width, channels)
+
+
+def _is_whole(png: _PlainPng) -> bool:
+    """Whether the compressed stream can be read and holds a filter byte and the samples of every row, and no more.
+
+    Raises:
+        DecodeError: rows are missing; OpenCV and Pillow would make them up.
+    """
+    expected = png.header.height * (1 + png.header.width * png.header.channels)
+    stream = zlib.decompressobj()
+    try:
+        found = len(stream.decompress(b"".join(png.stream), expected + 1))
+    except zlib.error:
+        return False
+    if stream.eof and found < expected:
+        raise DecodeError(f"its rows end after {found:,} of {expected:,} bytes")
+    return found == expected
 
 
 def _decode_with_pillow(data: bytes, channels: int, max_pixels: int) -> Pixels:
@@ -230,9 +265,10 @@ def _decode_with_pillow(data: bytes, channels: int, max_pixels: int) -> Pixels:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        orientation = int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # noqa: BLE001  damaged metadata raises anything and is no reason to lose the pixels
         return 1
+    return orientation if 1 <= orientation <= 8 else 1
 
 
 def _is_transparent(image: Image.Image) -> bool:

@@ -1,8 +1,9 @@
 """Samples whose verified bytes do not decode: which they are, why, and when there are too many.
 
 A slot in the order keeps its position and key; `ssl_core.data.reader` shows the next readable sample of the shard
-instead. Positions that a checkpoint brought are known to all workers; those found since are this worker's own, so the
-count of a run is the known ones and the sum of what each worker found.
+instead. Positions that a checkpoint brought or left are known to all workers; those found since are this worker's own,
+so the count of a run is the known ones and the sum of what each worker found. Two workers may find the same one (each
+looks for the next readable sample); whoever is to stop a run merges first.
 """
 
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ class Quarantine:
 
     @property
     def num_found(self) -> int:
-        """Those among them that this worker has found since the last `restore`."""
+        """Those among them that this worker has found since the last `restore` or `merge`."""
         return len(self._found)
 
     def add(self, position: int, reason: str) -> None:
@@ -54,9 +55,13 @@ class Quarantine:
             if position not in self:
                 self._found[position] = reason
 
+    def total(self, num_found: int) -> int:
+        """Bad positions of a run, given how many all workers together have found since the last merge."""
+        return len(self._known) + num_found
+
     def exceeded(self, num_found: int) -> bool:
-        """Whether there are too many, given how many all workers together have found since the last `restore`."""
-        return len(self._known) + num_found > self.limit
+        """Whether these are too many."""
+        return self.total(num_found) > self.limit
 
     def stop_if(self, exceeded: bool) -> None:
         """Stop the run, at a step boundary, where there are too many; raises Resumable with an example."""
@@ -83,3 +88,18 @@ class Quarantine:
         with self._lock:
             self._known = {int(position): reason for position, reason in positions.items()}
             self._found = {}
+
+    def merge(self, everything: Mapping[int, str]) -> dict[int, str]:
+        """Know what all workers together know; what this worker found meanwhile stays its own.
+
+        Args:
+            everything: all workers' snapshots in one.
+
+        Returns:
+            What was not known to all before.
+        """
+        with self._lock:
+            new = {position: reason for position, reason in everything.items() if position not in self._known}
+            self._known = self._known | new
+            self._found = {position: reason for position, reason in self._found.items() if position not in self._known}
+            return new

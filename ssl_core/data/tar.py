@@ -30,6 +30,8 @@ _REGULAR = b"0\x007"
 _KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a named pipe"}
 _EVEN_BYTES = np.uint64(0x00FF00FF00FF00FF)
 _OCTAL = 8 ** np.arange(5, -1, -1, dtype=np.int64)
+_SPARSE = "GNU.sparse"  # stands for all keywords that begin so
+_MOST_DIGITS = 20  # of a number of bytes
 _HEADERS_AT_ONCE = 256  # what fits a core's cache
 
 Shard = bytes | mmap
@@ -206,26 +208,30 @@ def _amended(name: str, size: int, walk: _Walk, offset: int) -> tuple[str, int]:
     walk.pending = {}
     if "path" in said:
         name = said["path"].decode("utf-8", "surrogateescape")
-    if any(record.startswith("GNU.sparse.") for record in said):
+    if _SPARSE in said:
         raise _Refused(offset, f"member {_shown(name)} is a sparse file")
     if "size" in said:
-        if not said["size"].isdigit():
+        if not said["size"].isdigit() or len(said["size"]) > _MOST_DIGITS:
             raise _Refused(offset, "damaged extended header")
         size = int(said["size"])
     return name, size
 
 
 def _pax_records(body: bytes, offset: int) -> dict[str, bytes]:
-    """The records `length keyword=value` of an extended header."""
+    """The records `length keyword=value` of an extended header that say where a member lies or what it is called."""
     records: dict[str, bytes] = {}
-    while body.strip(b"\0"):
-        length, _, _ = body.partition(b" ")
-        stop = int(length) if length.isdigit() and len(length) < 12 else 0
-        keyword, equals, value = body[len(length) + 1 : stop].partition(b"=")
-        if not equals or not value.endswith(b"\n"):
+    start, end = 0, len(body.rstrip(b"\0"))
+    while start < end:
+        length = body[start : start + _MOST_DIGITS].partition(b" ")[0]
+        stop = start + int(length) if length.isdigit() else start
+        keyword, equals, value = body[start + len(length) + 1 : stop].partition(b"=")
+        if not equals or not value.endswith(b"\n") or stop > len(body):
             raise _Refused(offset, "damaged extended header")
-        records[keyword.decode("utf-8", "surrogateescape")] = value[:-1]
-        body = body[stop:]
+        if keyword in (b"path", b"size"):
+            records[keyword.decode()] = value[:-1]
+        elif keyword.startswith(b"GNU.sparse."):
+            records[_SPARSE] = b""
+        start = stop
     return records
 
 

@@ -72,6 +72,7 @@ def train(
     `complaints` are lines for the run's events.
     """
     first, damaged = _resume(step, quarantine, context)
+    quarantine.stop_if(first < config.total_steps and quarantine.exceeded(0))  # as it was when the run stopped
     meter = _Meter(config.global_batch, window=config.log_every)
     saver = _Saver(step, quarantine, config, context)
     records = _Records(config, context, first)
@@ -105,8 +106,9 @@ def train(
             verdict = results.of_the_step_before(batch, pending, looks)
             if verdict.any() or saver.due_by_step(done):
                 verdict = results.of_this_step(verdict)  # what is saved must be known to be good
-                saver.save(done)
-            quarantine.stop_if(verdict.too_many)
+                if unreadable := saver.save(done):
+                    records.event(done, _about(unreadable))
+            quarantine.stop_if(verdict.too_many and quarantine.exceeded(0))  # once all know what each had found
             if verdict.stop:
                 break
     finally:
@@ -137,6 +139,13 @@ def _resume(step: TrainStep, quarantine: Quarantine, context: RunContext) -> tup
     return checkpoint.step, complaints
 
 
+def _about(unreadable: Mapping[int, str]) -> str:
+    """A line for the events; the checkpoint has them all."""
+    position, reason = min(unreadable.items())
+    more = f" and {len(unreadable) - 1:,} more" if len(unreadable) > 1 else ""
+    return f"quarantined, as it does not decode: the sample at position {position} ({reason}){more}"
+
+
 class _Saver:
     """Decides when a checkpoint is due, and writes it on rank 0."""
 
@@ -157,17 +166,19 @@ class _Saver:
         every = config.checkpoint_every_seconds or 600.0
         return age >= every or (done % config.steps_per_epoch == 0 and age >= min(60.0, every))
 
-    def save(self, done: int) -> None:
-        """Collect what all workers quarantined and write one checkpoint."""
+    def save(self, done: int) -> dict[int, str]:
+        """Write one checkpoint; what the workers quarantined since the last one, which all know now."""
         found = self._context.collectives.gather_objects(self._quarantine.snapshot())
+        everything = {position: reason for part in found for position, reason in part.items()}
         if self._context.collectives.rank == 0:
-            everything = {str(position): reason for part in found for position, reason in part.items()}
-            state = {"identity": dict(self._config.identity), "quarantine": everything}
+            listed = {str(position): reason for position, reason in sorted(everything.items())}
+            state = {"identity": dict(self._config.identity), "quarantine": listed}
             checkpoint = Checkpoint(
                 step=done, model=self._step.module.state_dict(), optimizer=self._step.optimizer_state(), state=state
             )
             save_checkpoint(self._context.folder / CHECKPOINTS, checkpoint, keep=self._config.keep_checkpoints)
         self._last = time.monotonic()
+        return self._quarantine.merge(everything)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +239,7 @@ class _Results:
                 "loss": result.loss,
                 "learning_rate": self._step.rate(batch.step),
                 "gradient_norm": result.gradient_norm,
+                "quarantined": self._quarantine.total(int(num_found)),
                 **looks,
             }
             epoch = done / self._config.steps_per_epoch

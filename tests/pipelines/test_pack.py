@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipelines.pack import main
 from ssl_core.data.manifest import load_manifest
+from ssl_core.data.reader import Reader
 from ssl_core.errors import UserError
 
 
@@ -112,6 +113,85 @@ def test_verify_hashes_every_byte_again(images: Path, tmp_path: Path, run: Run) 
         run(f"verify={out}")
 
 
+def test_validation_images_that_are_in_the_training_set_are_named(images: Path, tmp_path: Path, run: Run) -> None:
+    train, val = tmp_path / "train", tmp_path / "val"
+    run(f"source={images}", f"output={train}", "shard_samples=3")
+    for number in range(8):
+        Image.new("RGB", (8, 8), (0, number * 20, 9)).save(images / ("cat", "dog")[number % 2] / f"{number}.png")
+    shutil.copy(images / "dog" / "7.png", images / "cat" / "again.png")
+    run(f"source={images}", f"output={val}")
+
+    def findings(one: Path, other: Path) -> list[str]:
+        said = run(f"verify={one}", f"against={other}").splitlines()
+        verified, *lines = [line for line in said if not line.startswith(("hashing", "comparing"))]
+        assert verified.endswith("all as the manifest says")
+        return lines
+
+    assert findings(train, val) == [f"none of the 9 images of {val} is in {train} too"]
+    *lines, last = findings(train, train)  # with itself: every image, by its name
+    keys = [Reader(load_manifest(train)).key(position) for position in range(8)]
+    assert lines == [
+        f"same bytes    1.000  val shard-0000{n // 3}.tar {key}  train shard-0000{n // 3}.tar {key}"
+        for n, key in enumerate(keys)
+    ]
+    assert last.startswith(f"8 of 8 images (100.00%) of {train} are in {train} too: 8 same bytes. ")
+
+
+def test_what_is_shown_has_sizes_and_a_contact_sheet(images: Path, tmp_path: Path, run: Run) -> None:
+    Image.new("RGB", (300, 20), (0, 200, 0)).save(images / "cat" / "wide.png")
+    out, sheet = tmp_path / "out", tmp_path / "sheet.png"
+    run(f"source={images}", f"output={out}")
+    said = run(f"show={out}", f"sheet={sheet}").splitlines()
+    sizes = {line[:26].strip(): line[26:].split()[:2] for line in said}
+    assert sizes["smallest"] == sizes["median"] == ["8", "8"]
+    assert sizes["largest"] == ["300", "20"]
+    assert said[-1] == f"9 images are on {sheet}"
+    with Image.open(sheet) as image:
+        assert image.size == (8 * 120 + 8, 2 * 136 + 8)
+        colours = {colour for _, colour in image.getcolors(100_000) or []}
+    assert {(0, 200, 0), (140, 0, 0), (20, 0, 0)} <= colours
+    before = sheet.read_bytes()
+    run(f"show={out}", f"sheet={sheet}")
+    assert sheet.read_bytes() == before
+    run(f"show={out}", f"sheet={sheet}", "seed=1")
+    assert sheet.read_bytes() != before
+    assert [path.name for path in tmp_path.glob(".*")] == []
+    with pytest.raises(UserError, match=r"cannot write sheet=.*/nowhere/sheet\.png"):
+        run(f"show={out}", f"sheet={tmp_path / 'nowhere' / 'sheet.png'}")
+
+
+def test_an_image_that_does_not_decode_is_a_plain_tile(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "shards").mkdir()
+    stream = BytesIO()
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(stream, "PNG")
+    with tarfile.open(tmp_path / "shards/0.tar", "w") as tar:
+        for name, data in (("a.png", stream.getvalue()), ("b.png", b"no")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, BytesIO(data))
+    run(f"index={tmp_path / 'shards'}")
+    said = run(f"show={tmp_path / 'shards'}", f"sheet={tmp_path / 'sheet.png'}")
+    assert "of 1 images" in said
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert {(200, 0, 0), (225, 225, 225)} <= {colour for _, colour in image.getcolors(100_000) or []}
+
+
+def test_names_that_are_no_text_are_shown_as_escapes(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "shards").mkdir()
+    stream = BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG")
+    with tarfile.open(tmp_path / "shards/0.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name in ("a\udcff\n\x1b[31m.png", "a\udcff\n\x1b[31m.png", "b.\udcfe", "größe.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(stream.getvalue())
+            tar.addfile(info, BytesIO(stream.getvalue()))
+    said = run(f"index={tmp_path / 'shards'}")
+    assert said.encode()
+    assert r"such as 0.tar: a\udcff\n\x1b[31m" in said
+    assert r"1 .\udcfe" in said
+    run(f"show={tmp_path / 'shards'}", f"sheet={tmp_path / 'sheet.png'}")
+
+
 def test_what_was_left_out_is_said(images: Path, tmp_path: Path, run: Run) -> None:
     (images / "cat/0.png").write_bytes(b"no image")
     said = run(f"source={images}", f"output={tmp_path / 'out'}")
@@ -135,6 +215,9 @@ def test_what_was_left_out_is_said(images: Path, tmp_path: Path, run: Run) -> No
         (["source={images}", "output={tmp}/o", "workers=0"], "workers=0"),
         (["source={images}", "output={tmp}/o", "labels=all"], "labels=all"),
         (["source={images}", "output={tmp}/o", "shards=3"], "unknown key shards"),
+        (["show={images}", "against={images}"], "against= goes with verify="),
+        (["verify={images}", "sheet=a.png"], "sheet= goes with show="),
+        (["show={images}", "sheet=a.gif"], "sheet=a.gif: name a file that ends in .png"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(

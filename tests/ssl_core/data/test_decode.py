@@ -75,6 +75,15 @@ def test_orientation_is_applied(kind: str, orientation: int) -> None:
     assert (header.height, header.width) == expected.shape[:2]
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_orientation_that_does_not_exist_turns_nothing(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    data = saved(picture(), kind, exif=exif)
+    header = read_header(data)
+    assert decode(data).shape[:2] == (header.height, header.width) == (17, 23)
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_both_byte_orders_of_exif_are_read(order: str) -> None:
     tiff = struct.pack(f"{order}2sHIHHHIHHI", b"II" if order == "<" else b"MM", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
@@ -176,13 +185,9 @@ def test_the_size_is_bounded_before_decoding(kind: str, monkeypatch: pytest.Monk
 
 
 def test_a_bomb_is_refused_by_its_header() -> None:
-    head = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    body = b"IDAT" + zlib.compress(bytes(1000))
-    chunks = [
-        struct.pack(">I", len(one) - 4) + one + struct.pack(">I", zlib.crc32(one)) for one in (head, body, b"IEND")
-    ]
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     with pytest.raises(DecodeError, match="60000 x 60000"):
-        decode(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+        decode(png((b"IHDR", head), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM"])
@@ -202,6 +207,42 @@ def test_other_bytes_are_no_image(data: bytes) -> None:
         decode(data)
     with pytest.raises(DecodeError):
         read_header(data)
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    made = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(made)
+
+
+def test_a_png_of_too_few_rows_is_no_image() -> None:
+    """Each chunk of it is whole: OpenCV and Pillow would make up the rest."""
+    head, rows = struct.pack(">IIBBBBB", 5, 4, 8, 0, 0, 0, 0), bytes(4 * 6)
+    assert decode(png((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))).shape == (4, 5, 3)
+    with pytest.raises(DecodeError, match="its rows end after 18 of 24 bytes"):
+        decode(png((b"IHDR", head), (b"IDAT", zlib.compress(rows[:18])), (b"IEND", b"")))
+
+
+def test_a_second_header_does_not_hide_the_size_of_a_png(capfd: pytest.CaptureFixture[str]) -> None:
+    small, large = (struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0) for side in (4, 9))
+    chunks = (b"IDAT", zlib.compress(bytes(9 * 28))), (b"IEND", b"")
+    data = png((b"IHDR", small), (b"IHDR", large), *chunks)
+    assert (read_header(data).width, decode(data).shape) == (9, (9, 9, 3))
+    with pytest.raises(DecodeError, match="9 x 9 pixels"):
+        decode(data, max_pixels=16)
+    assert capfd.readouterr().err == ""  # where libpng complains of what it does not take
+
+
+@pytest.mark.parametrize("marker", [0x01, 0xD0, 0xD7])
+def test_a_marker_without_a_length_does_not_hide_the_size_of_a_jpeg(marker: int) -> None:
+    """Two bytes after it, taken for a length, would lead into a comment, where a small frame lies ready."""
+    comment = bytearray(b"\xff\xfe" + struct.pack(">H", 65_000) + bytes(64_998)) * 2
+    frame = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 2, 2, 3) + bytes(9)
+    comment[0xFFFE : 0xFFFE + len(frame)] = frame
+    data = b"\xff\xd8\xff" + bytes([marker]) + comment + saved(picture(), "JPEG")[2:]
+    with pytest.raises(DecodeError):
+        decode(data, max_pixels=4)
 
 
 def test_a_flipped_bit_in_a_png_is_found() -> None:

@@ -74,3 +74,20 @@ def test_a_stop_that_others_caused_is_said_too() -> None:
     with pytest.raises(Resumable, match="on other workers"):
         Quarantine(100).stop_if(True)
     Quarantine(100).stop_if(False)
+
+
+def test_what_workers_found_is_merged_and_counts_once() -> None:
+    """Both found 7; meanwhile the loader of one finds 8, which is neither forgotten nor known to the other."""
+    workers = [Quarantine(100, max_bad=2), Quarantine(100, max_bad=2)]
+    workers[0].add(7, "a")
+    workers[1].add(7, "a")
+    workers[1].add(9, "b")
+    assert workers[0].exceeded(sum(worker.num_found for worker in workers))
+    everything = workers[0].snapshot() | workers[1].snapshot()
+    workers[1].add(8, "c")
+    assert [worker.merge(everything) for worker in workers] == [{7: "a", 9: "b"}] * 2
+    assert [worker.num_found for worker in workers] == [0, 1]
+    assert [worker.count for worker in workers] == [2, 3]
+    assert [worker.total(1) for worker in workers] == [3, 3]
+    assert not workers[0].exceeded(0)
+    assert workers[0].merge(workers[1].snapshot()) == {8: "c"}

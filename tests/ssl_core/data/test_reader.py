@@ -77,14 +77,18 @@ def test_a_shard_without_any_readable_sample_is_named(make_set: MakeSet) -> None
         reader.image(5)
 
 
-def test_only_what_does_not_decode_is_quarantined(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError, MemoryError, ConnectionError, KeyboardInterrupt, Resumable, UserError])
+def test_only_what_does_not_decode_is_quarantined(
+    error: type[BaseException], make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may be otherwise the next time is the failure of the run, never of the sample."""
     reader = Reader(make_set())
 
     def away(*_: Any, **__: Any) -> Any:
-        raise OSError("stale file handle")
+        raise error("stale file handle")
 
     monkeypatch.setattr(module, "decode", away)
-    with pytest.raises(OSError, match="stale"):
+    with pytest.raises(error, match="stale"):
         reader.image(0)
     assert reader.quarantine.count == 0
 

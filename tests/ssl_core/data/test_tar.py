@@ -228,6 +228,74 @@ def test_a_damaged_extended_header_is_refused(make_tar: MakeTar) -> None:
         index_shard(bytes(shard), "s.tar")
 
 
+def pax(records: bytes, *, kind: bytes = b"x") -> bytes:
+    """A shard of one member with an extended header of these records before it."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        info = tarfile.TarInfo("extended")
+        info.type, info.size = kind, len(records)
+        tar.addfile(info, io.BytesIO(records))
+        add(tar, "a.jpg", b"1")
+    return stream.getvalue()
+
+
+def record(keyword: bytes, value: bytes) -> bytes:
+    body = b" " + keyword + b"=" + value + b"\n"
+    digits = len(str(len(body) + len(str(len(body)))))
+    return b"%d" % (len(body) + digits) + body
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g"])
+def test_many_records_are_walked_in_one_go(kind: bytes) -> None:
+    """Two megabytes of them: work by the square of that would take minutes."""
+    shard = pax(record(b"a", b"b") * 300_000 + record(b"path", b"c.jpg"), kind=kind)
+    assert index_shard(shard, "s.tar").keys == ["c"]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        record(b"size", b"9" * 5000),  # more digits than Python makes a number of
+        record(b"size", b"9" * 21),
+        record(b"size", b"-1"),
+        record(b"size", b""),
+        b"9" * 30 + b" path=a.jpg\n",
+        b"99 path=a.jpg\n",  # longer than the header
+        b"3 path=a.jpg\n",
+        b"0 path=a.jpg\n",
+        b"-8 a=b\n",
+        b"path=a.jpg\n",
+        record(b"path", b"a.jpg")[:-1] + b"x",
+    ],
+)
+def test_records_that_cannot_be_read_refuse_the_shard(records: bytes) -> None:
+    with pytest.raises(UserError, match=r"^s\.tar: damaged extended header \(at byte [0-9,]+\)"):
+        index_shard(pax(records), "s.tar")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [b"77777777777\0", b"777777777777", b"\x80" + b"\xff" * 11, b"\x80" + bytes(3) + b"\x7f" * 8],
+    ids=["octal", "octal without an end", "base-256", "base-256 of 64 bits"],
+)
+def test_a_size_beyond_the_end_is_found(field: bytes, make_tar: MakeTar) -> None:
+    shard = bytearray(make_tar(some_members(), form=tarfile.GNU_FORMAT))
+    offset = header_offsets(shard)[4]
+    shard[offset + 124 : offset + 136] = field
+    set_checksum(shard, offset)
+    with pytest.raises(UserError, match=r"^s\.tar: it is truncated: '2\.jpg' should reach byte "):
+        index_shard(bytes(shard), "s.tar")
+
+
+@pytest.mark.parametrize("field", [b"\xff" * 12, b"-0000000007\0", b"0000000x000\0"])
+def test_a_size_that_is_no_number_is_found(field: bytes, make_tar: MakeTar) -> None:
+    shard = bytearray(make_tar(some_members()))
+    shard[124:136] = field
+    set_checksum(shard, 0)
+    with pytest.raises(UserError, match=r"^s\.tar: not a tar header"):
+        index_shard(bytes(shard), "s.tar")
+
+
 @pytest.mark.parametrize("text", [b"cat", b"", b"-2", b"1.5", b"9" * 30])
 def test_a_label_that_is_no_number_is_named(text: bytes, make_tar: MakeTar) -> None:
     shard = make_tar([("a.jpg", b"1"), ("a.cls", b"3"), ("b.jpg", b"1"), ("b.cls", text)])

@@ -153,6 +153,48 @@ def test_unreadable_samples_are_kept_in_the_checkpoint_and_known_after_it(tmp_pa
     assert resumed.quarantine.num_found == 0
 
 
+def test_unreadable_samples_are_counted_in_the_metrics_and_said_in_the_events(tmp_path: Path) -> None:
+    images = Quarantining({3, 20})
+    engine = make_engine(tmp_path, images=images, max_bad=5)
+    images.quarantine = engine.quarantine
+    engine.train()
+    counts = [line["quarantined"] for line in join_parts(tmp_path, "metrics")]
+    assert counts == sorted(counts)
+    assert counts[-1] == 2
+    said = "".join(path.read_text() for path in sorted((tmp_path / "events").iterdir()))
+    assert said.count("quarantined, as it does not decode: the sample at position ") in (1, 2)
+    assert "(no image)" in said
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
+    images = Quarantining({3, 20})
+    engine = make_engine(tmp_path, images=images, max_bad=5)
+    images.quarantine = engine.quarantine
+    (tmp_path / STOP_FILE).touch()
+    assert not engine.train(log_every=1).finished
+    (tmp_path / STOP_FILE).unlink()
+    before = join_parts(tmp_path, "metrics")[-1]["quarantined"]
+    images = Quarantining({3, 20})
+    resumed = make_engine(tmp_path, images=images, max_bad=5)
+    images.quarantine = resumed.quarantine
+    assert resumed.train(attempt=2).finished
+    counts = [line["quarantined"] for line in join_parts(tmp_path, "metrics")]
+    assert counts[0] <= before <= counts[-1] == 2
+    assert counts == sorted(counts)
+
+
+def test_a_run_that_was_stopped_by_unreadable_samples_makes_no_step_until_more_are_borne(tmp_path: Path) -> None:
+    images = Quarantining(set(range(NUM_SAMPLES)))
+    engine = make_engine(tmp_path, images=images, max_bad=4)
+    images.quarantine = engine.quarantine
+    with pytest.raises(Resumable):
+        engine.train()
+    again = make_engine(tmp_path, max_bad=4)
+    with pytest.raises(Resumable, match=r"more than data\.max_bad = 4 .*such as position"):
+        again.train(attempt=2)
+    assert again.method.steps_begun == []
+
+
 def test_too_many_unreadable_samples_stop_after_a_saved_step(tmp_path: Path) -> None:
     images = Quarantining(set(range(NUM_SAMPLES)))
     engine = make_engine(tmp_path, images=images, max_bad=4)
