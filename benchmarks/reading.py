@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from cluster.object_store import ObjectStore, object_store
+from ssl_core.data.data_set import DataSet
 from ssl_core.data.integrity import CachedShards
 from ssl_core.data.manifest import Manifest, load_manifest, save_manifest
 from ssl_core.data.order import EpochOrder
@@ -41,7 +42,7 @@ PART_BYTES, THREADS = 8 << 20, 8  # as ours
 Pass = Callable[[], int]
 
 
-def batches(manifest: Manifest) -> Iterator[np.ndarray]:
+def batches(manifest: Manifest | DataSet) -> Iterator[np.ndarray]:
     """Positions of an epoch, a batch at a time."""
     size = min(BATCH, manifest.num_samples)
     order = EpochOrder(manifest.shard_samples, seed=0, epoch=0, num_lanes=1, lane_size=size, block=8192)
