@@ -105,7 +105,8 @@ def faulty_proxy(endpoint: str) -> Generator[Faults]:
             for name, value in {**headers, "Content-Length": size}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body[:sent])
+            if self.command != "HEAD":
+                self.wfile.write(body[:sent])
 
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
