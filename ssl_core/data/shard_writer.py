@@ -1,7 +1,8 @@
 """The shards of one part: images read and checked some ahead, written in order, scanned and put in place when full.
 
 Reading, decoding and encoding run in threads: the decoders release the interpreter's lock, so that processes gain
-nothing and cost the way of every image through a pipe. A thread of its own takes care of full shards, in their order.
+nothing for local files and cost the way of every image through a pipe (figures: docs/architecture.md). A thread of its
+own takes care of full shards, in their order.
 """
 
 import os
