@@ -5,6 +5,9 @@ python -m pipelines.pack index=<folder> [output=<folder>]    make the manifest o
 python -m pipelines.pack verify=<folder>                     hash every shard again
 python -m pipelines.pack verify=<train> against=<val>        … and find images of val that are in train too
 python -m pipelines.pack show=<folder> [sheet=<file.png>]    what is in a data set, and what it looks like
+
+Every <folder> may be s3://<bucket>/<prefix>. Packing that was cut short, by a kill too, is continued by the same
+command after the last finished shard; a data set is whole once its manifest is there, which is written last.
 """
 
 import sys
@@ -21,6 +24,7 @@ from ssl_core.errors import UserError
 if TYPE_CHECKING:
     from ssl_core.data.indexing import Findings
     from ssl_core.data.manifest import Manifest
+    from ssl_core.storage.s3 import Folder
 
 _DIGITS_VAL_FRACTION = 0.2
 _EXAMPLES = 3
@@ -42,6 +46,8 @@ class PackConfig:
     val_fraction: float | None
     seed: int
     workers: int | None
+    resize: int | None
+    quality: int | None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -71,26 +77,33 @@ def main(overrides: list[str]) -> None:
 
 
 def _pack(config: PackConfig) -> None:
-    from ssl_core.data.sources import open_source
-    from ssl_core.data.writer import SKIPPED_NAME, pack
-    from ssl_core.storage.local import local_path
+    from ssl_core.data.placing import SKIPPED_NAME
+    from ssl_core.data.recode import Recoding
+    from ssl_core.data.sources import Source, open_source
+    from ssl_core.data.writer import pack
+    from ssl_core.storage.s3 import folder_at
 
-    source = open_source(config.source or "", labels=config.labels)
+    def listed(staging: Path) -> Source:
+        return open_source(config.source or "", labels=config.labels, listings=staging)
+
     if config.output is None:
         raise UserError("output= is missing: name the folder for the shards")
-    output = local_path(config.output)
+    output = folder_at(config.output)
     default = _DIGITS_VAL_FRACTION if config.source == "digits" else 0.0
     with _progress("packing images") as done:
         packed = pack(
-            source,
+            listed,
             output,
             shard_samples=config.shard_samples,
             seed=config.seed,
             val_fraction=default if config.val_fraction is None else config.val_fraction,
+            recoding=Recoding(resize=config.resize, quality=config.quality),
             threads=config.workers,
             done=done,
         )
     lines = [line for folder, manifest in packed.parts.values() for line in _table(folder, manifest)]
+    if packed.num_kept:
+        lines.append(f"{packed.num_kept:,} of the shards were finished before, by the same command")
     if packed.skipped:
         lines.append(
             f"{len(packed.skipped):,} images were left out, see {output / SKIPPED_NAME}{_such_as(packed.skipped)}"
@@ -101,25 +114,44 @@ def _pack(config: PackConfig) -> None:
 
 def _index(config: PackConfig) -> None:
     from ssl_core.data.indexing import index_folder
-    from ssl_core.data.manifest import MANIFEST_NAME, load_manifest, save_manifest
-    from ssl_core.storage.local import local_path
+    from ssl_core.data.manifest import save_manifest
+    from ssl_core.storage.s3 import folder_at
 
-    shards = local_path(config.index or "")
-    output = shards if config.output is None else local_path(config.output)
-    if output != shards and (output / MANIFEST_NAME).is_file():
-        standing = load_manifest(output).root
-        if Path(standing).absolute() != shards.absolute():
-            raise UserError(f"output={output} already describes the shards in {standing}: choose another folder")
+    shards = folder_at(config.index or "")
+    output = shards if config.output is None else folder_at(config.output)
+    if output != shards:
+        _check_describes(output, shards)
     with _progress("reading shards") as done:
         manifest, findings = index_folder(shards, threads=config.workers, done=done)
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        if isinstance(output, Path):
+            output.mkdir(parents=True, exist_ok=True)
         save_manifest(manifest, output)
     except OSError as error:
         raise UserError(
             f"cannot write into {output} ({error.strerror or error}): name another folder with output="
         ) from error
     _say([*_table(output, manifest), *_found(findings), *_next(manifest, output)])
+
+
+def _check_describes(output: "Folder", shards: "Folder") -> None:
+    """Refuse an output whose manifest is that of other shards, or that shards here cannot be found from."""
+    from ssl_core.data.manifest import MANIFEST_NAME, load_manifest
+    from ssl_core.storage.s3 import look_up
+
+    path = output / MANIFEST_NAME
+    if isinstance(path, Path):
+        stands = path.is_file()
+    elif isinstance(shards, Path):
+        raise UserError(
+            f"output={output}: a manifest in a bucket is for shards in a bucket, {shards} is a local folder"
+        )
+    else:
+        stands = look_up(path) is not None
+    if stands:
+        standing = load_manifest(str(output)).root
+        if _whole(standing) != _whole(shards):
+            raise UserError(f"output={output} already describes the shards in {standing}: choose another folder")
 
 
 def _verify(config: PackConfig) -> None:
@@ -196,7 +228,7 @@ def _progress(title: str) -> Generator[Callable[[int, int], None], None, None]:
         yield lambda count, of: line.show(f"{title}: {count:,} of {of:,}")
 
 
-def _table(folder: Path | str, manifest: "Manifest") -> list[str]:
+def _table(folder: "Folder | str", manifest: "Manifest") -> list[str]:
     mean, deviation = (" ".join(f"{value:.4f}" for value in values) for values in (manifest.mean, manifest.std))
     classes = f"{manifest.labelled_samples:,} in {len(manifest.classes)} classes"
     rows = {
@@ -208,9 +240,16 @@ def _table(folder: Path | str, manifest: "Manifest") -> list[str]:
         "mean": mean,
         "deviation": deviation,
     }
-    if Path(manifest.root).absolute() != Path(folder).absolute():
+    if _whole(manifest.root) != _whole(folder):
         rows["shards in"] = manifest.root
     return ["", str(folder), *(f"  {name:<12}{value}" for name, value in rows.items())]
+
+
+def _whole(folder: "Folder | str") -> str:
+    """A location that can be compared."""
+    from ssl_core.storage.s3 import is_s3
+
+    return str(folder).rstrip("/") if is_s3(str(folder)) else str(Path(str(folder)).absolute())
 
 
 def _span(limits: tuple[int, int]) -> str:
@@ -238,7 +277,7 @@ def _such_as(lines: tuple[str, ...]) -> str:
     return f", such as {'; '.join(lines[:_EXAMPLES])}"
 
 
-def _next(manifest: "Manifest", train: Path, val: Path | None = None) -> list[str]:
+def _next(manifest: "Manifest", train: "Folder", val: "Folder | None" = None) -> list[str]:
     model = "resnet_micro" if max(manifest.width[1], manifest.height[1]) <= 64 else "resnet50"
     data = f"data.train={train}" + (f" data.val={val}" if val else "")
     return ["", f"next: python -m pipelines.pretrain method=simclr model={model} {data} name=my-run"]

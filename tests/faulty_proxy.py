@@ -1,7 +1,8 @@
 """A proxy before an S3 endpoint that does what networks do: resets, errors, slow, short and damaged bodies.
 
 Which request fails, and how, follows from its path, its range and how often it was asked for; after `_TRIES` failures
-in a row it is left alone, so that whoever tries again gets through.
+in a row it is left alone, so that whoever tries again gets through. What is said to fail was done all the same: the
+answer is lost.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ class Faults:
         self.host, self.port = endpoint.removeprefix("http://").split(":")
         self.url = ""
         self.missing = ""  # a path that has no object behind it
+        self.touched = ".tar"  # what a path has in it whose requests fail
         self.counts: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
         self._lock = Lock()
@@ -52,13 +54,32 @@ def faulty_proxy(endpoint: str) -> Generator[Faults]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            self._forward()
+
+        def do_HEAD(self) -> None:
+            self._forward()
+
+        def do_PUT(self) -> None:
+            self._forward()
+
+        def do_POST(self) -> None:
+            self._forward()
+
+        def do_DELETE(self) -> None:
+            self._forward()
+
+        def _forward(self) -> None:
+            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             upstream = http.client.HTTPConnection(faults.host, int(faults.port), timeout=30)
-            upstream.request("GET", self.path, headers=dict(self.headers))
+            upstream.request(self.command, self.path, body=sent or None, headers=dict(self.headers))
             answer = upstream.getresponse()
             body = answer.read()
             headers = {k: v for k, v in answer.getheaders() if k.lower() not in ("transfer-encoding", "connection")}
             upstream.close()
-            fault = faults.choose(f"{self.path} {self.headers.get('Range')}") if ".tar" in self.path else "none"
+            request = f"{self.path} {self.headers.get('Range')}"
+            fault = faults.choose(request) if faults.touched in self.path else "none"
+            if self.command != "GET" and fault in ("short", "flipped"):
+                fault = "reset"
             if faults.missing and self.path.startswith(faults.missing):
                 self._say(404, {}, b"<Error><Code>NoSuchKey</Code><Message>gone</Message></Error>")
             elif fault in ("500", "503"):
@@ -80,10 +101,12 @@ def faulty_proxy(endpoint: str) -> Generator[Faults]:
 
         def _say(self, status: int, headers: dict[str, str], body: bytes, *, sent: int | None = None) -> None:
             self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            size = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
+            for name, value in {**headers, "Content-Length": size}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body[:sent])
+            if self.command != "HEAD":
+                self.wfile.write(body[:sent])
 
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""

@@ -1,65 +1,35 @@
 """From shards that exist to their manifest: hash, walk, look at every image's header, decode some for the statistics.
 
-Shards of other tools are taken as they are; nothing is rewritten.
+Shards of other tools are taken as they are; nothing is rewritten. Those of a bucket are fetched one after the other, a
+few ahead, and are gone again when they were seen.
 """
 
-import math
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ssl_core import rng
-from ssl_core.data.decode import DecodeError, read_header
-from ssl_core.data.manifest import Manifest, ShardInfo, Statistics
-from ssl_core.data.reader import Reader
-from ssl_core.data.tar import index_shard, map_shard, read_labels
+from ssl_core.data.manifest import Manifest
+from ssl_core.data.survey import Findings, ShardScan, Survey, scan_shard
 from ssl_core.errors import UserError
+from ssl_core.storage import s3
 from ssl_core.storage.local import stamped_sha256
+from ssl_core.storage.s3 import Folder, S3Location
 
 CLASSES_NAME = "classes.txt"
-STATISTICS_IMAGES = 2000
-_GRID_PIXELS = 128 * 128
-_DIGITS = 4  # statistics are rounded, so that a decoder's last bit does not make another data set
-_LUMA = np.asarray((0.299, 0.587, 0.114))  # ITU-R BT.601, as JPEG has it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Findings:
-    """What a person should know about the shards, beside the manifest."""
-
-    ignored: dict[str, int]  # extension → members that are neither image nor label
-    repeated: tuple[str, ...]  # "shard: key" that came again; what came first stands
-    unreadable: tuple[str, ...]  # "shard: key: reason", by the images' headers
-    without_image: int  # labels that have no image
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Scan:
-    """What one shard holds."""
-
-    info: ShardInfo
-    widths: list[int]
-    heights: list[int]
-    channels: int
-    labelled: int
-    top_label: int
-    findings: Findings
+_AHEAD = 2  # shards of a bucket on disk beside the one that is looked at
 
 
 def index_folder(
-    folder: Path,
+    folder: Folder,
     *,
     classes: Sequence[str] | None = None,
     threads: int | None = None,
     done: Callable[[int, int], None] = lambda shards, of: None,
 ) -> tuple[Manifest, Findings]:
-    """Make the manifest of the shards in a folder, in the order of their names; nothing is written.
+    """Make the manifest of the shards in a folder, in the order of their names; nothing is written there.
 
     Args:
         folder: where the `.tar` files lie.
@@ -69,57 +39,62 @@ def index_folder(
 
     Raises:
         UserError: no shards, a shard that `ssl_core.data.tar` refuses, no readable image, labels without a class.
+        Resumable: the bucket does not answer well.
     """
-    paths = _shards_in(folder)
-    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-        scans: list[_Scan] = []
-        for scan in pool.map(_scan, paths):
-            scans.append(scan)
-            done(len(scans), len(paths))
-    findings = _joined([scan.findings for scan in scans])
-    widths = [width for scan in scans for width in scan.widths]
-    heights = [height for scan in scans for height in scan.heights]
-    if not widths:
+    survey = Survey()
+    if isinstance(folder, Path):
+        paths = _shards_in(folder)
+        scanned = _scanned_in_place(paths, threads)
+        count = len(paths)
+    else:
+        listed = _shards_below(folder)
+        scanned = _scanned_on_the_way(folder, listed)
+        count = len(listed)
+    for scan, path in scanned:
+        survey.take_in(scan, path)
+        done(len(survey.scans), count)
+    findings = survey.findings()
+    if not any(scan.widths for scan in survey.scans):
         seen = ", ".join(sorted(findings.ignored)) or "none"
         first = (
             f", the first being {findings.unreadable[0]}"
             if findings.unreadable
             else f" (other extensions in them: {seen})"
         )
-        raise UserError(f"no readable image in the {len(paths)} shards of {folder}{first}")
-    manifest = Manifest(
-        root=str(folder),
-        classes=_class_names(folder, classes, max(scan.top_label for scan in scans)),
-        shards=tuple(scan.info for scan in scans),
-        labelled_samples=sum(scan.labelled for scan in scans),
-        channels=max(scan.channels for scan in scans),
-        width=(min(widths), max(widths)),
-        height=(min(heights), max(heights)),
-        statistics=Statistics(mean=(0.0,), deviation=(1.0,), grey_mean=0.0, grey_deviation=1.0),
-    )
-    return replace(manifest, statistics=measure(manifest)), findings
+        raise UserError(f"no readable image in the {count} shards of {folder}{first}")
+    return survey.manifest(str(folder), class_names(folder, classes, survey)), findings
 
 
-def measure(manifest: Manifest, *, images: int = STATISTICS_IMAGES) -> Statistics:
-    """Mean and deviation of pixels in [0, 1], over the `images` samples with the smallest keys."""
-    reader = Reader(manifest, verify=False)
-    order = np.argsort(rng.key(0, "manifest.statistics", np.arange(reader.num_samples)), kind="stable")
-    moments = [_moments(reader.image(position)) for position in np.sort(order[:images]).tolist()]
-    sums = np.mean(moments, axis=0)  # [red, green, blue, grey] × [mean, mean of squares]
-    mean = np.round(sums[:, 0], _DIGITS).tolist()
-    deviation = np.round(np.sqrt(np.maximum(sums[:, 1] - sums[:, 0] ** 2, 0.0)), _DIGITS).tolist()
-    colours = slice(3, 4) if manifest.channels == 1 else slice(0, 3)
-    return Statistics(
-        mean=tuple(mean[colours]), deviation=tuple(deviation[colours]), grey_mean=mean[3], grey_deviation=deviation[3]
-    )
+def _scanned_in_place(paths: Sequence[Path], threads: int | None) -> Iterator[tuple[ShardScan, Path]]:
+    def scan(path: Path) -> ShardScan:
+        return scan_shard(path, path.name, sha256=stamped_sha256)
+
+    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+        yield from zip(pool.map(scan, paths), paths, strict=True)
 
 
-def _moments(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean and mean of squares of red, green, blue and grey, over a grid of at most `_GRID_PIXELS`: float64 [4, 2]."""
-    stride = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / _GRID_PIXELS))
-    pixels = image[::stride, ::stride].reshape(-1, 3) / 255.0
-    pixels = np.column_stack([pixels, pixels @ _LUMA])
-    return np.stack([pixels.mean(axis=0), (pixels**2).mean(axis=0)], axis=1)
+def _scanned_on_the_way(folder: S3Location, listed: Sequence[tuple[str, int]]) -> Iterator[tuple[ShardScan, Path]]:
+    """Fetch and scan shards, a few ahead; each is removed when the next one is asked for."""
+    with TemporaryDirectory() as place, ThreadPoolExecutor(_AHEAD) as pool:
+
+        def fetch(name: str, size: int) -> ShardScan:
+            path = Path(place) / name
+            s3.download(folder / name, path, size=size)
+            return scan_shard(path, name)
+
+        waiting: deque[tuple[Path, Future[ShardScan]]] = deque()
+        remaining = iter(listed)
+        try:
+            while True:
+                while len(waiting) < _AHEAD and (following := next(remaining, None)) is not None:
+                    waiting.append((Path(place) / following[0], pool.submit(fetch, *following)))
+                if not waiting:
+                    return
+                path, scanning = waiting.popleft()
+                yield scanning.result(), path
+                path.unlink()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _shards_in(folder: Path) -> list[Path]:
@@ -130,78 +105,57 @@ def _shards_in(folder: Path) -> list[Path]:
     )
     if not paths:
         inner = sorted({path.parent.name for path in folder.glob("*/*.tar")})
-        hint = (
-            f"its folders {', '.join(inner[:4])} do: index each"
-            if inner
-            else "pack source=<images> makes some from images"
-        )
-        raise UserError(f"{folder} has no .tar shards: {hint}")
+        raise UserError(f"{folder} has no .tar shards: {_where_else(inner)}")
     return paths
 
 
-def _scan(path: Path) -> _Scan:
-    """Read one shard."""
-    buffer = map_shard(path)
-    index = index_shard(buffer, path.name)
-    labels = read_labels(buffer, index, path.name)
-    widths: list[int] = []
-    heights: list[int] = []
-    unreadable: list[str] = []
-    channels = 1
-    for key, offset, size in zip(index.keys, index.image_offsets.tolist(), index.image_sizes.tolist(), strict=True):
-        try:
-            header = read_header(buffer[offset : offset + size])
-        except DecodeError as error:
-            unreadable.append(f"{path.name}: {key}: {error}")
-            continue
-        widths.append(header.width)
-        heights.append(header.height)
-        channels = max(channels, header.channels)
-    return _Scan(
-        info=ShardInfo(name=path.name, samples=len(index.keys), bytes=len(buffer), sha256=stamped_sha256(path)),
-        widths=[min(widths), max(widths)] if widths else [],
-        heights=[min(heights), max(heights)] if heights else [],
-        channels=channels,
-        labelled=int((labels >= 0).sum()),
-        top_label=int(labels.max(initial=-1)),
-        findings=Findings(
-            ignored=dict(index.ignored),
-            repeated=tuple(f"{path.name}: {key}" for key in index.repeated),
-            unreadable=tuple(unreadable),
-            without_image=index.without_image,
-        ),
-    )
+def _shards_below(folder: S3Location) -> list[tuple[str, int]]:
+    """(name, bytes) of the shards directly below a location."""
+    inner: set[str] = set()
+    found: list[tuple[str, int]] = []
+    for name, size in s3.list_sizes(folder):
+        if name.endswith(".tar") and name[0] != ".":
+            if "/" in name:
+                inner.add(name.rpartition("/")[0])
+            else:
+                found.append((name, size))
+    if not found:
+        raise UserError(f"{folder} has no .tar shards: {_where_else(sorted(inner))}")
+    return found
 
 
-def _joined(parts: Sequence[Findings]) -> Findings:
-    ignored: Counter[str] = Counter()
-    for part in parts:
-        ignored.update(part.ignored)
-    return Findings(
-        ignored=dict(sorted(ignored.items())),
-        repeated=tuple(line for part in parts for line in part.repeated),
-        unreadable=tuple(line for part in parts for line in part.unreadable),
-        without_image=sum(part.without_image for part in parts),
-    )
+def _where_else(inner: Sequence[str]) -> str:
+    if inner:
+        return f"its folders {', '.join(inner[:4])} do: index each"
+    return "pack source=<images> makes some from images"
 
 
-def _class_names(folder: Path, named: Sequence[str] | None, top_label: int) -> tuple[str, ...]:
-    """Names for labels 0 … top_label; none where there are no labels."""
+def class_names(folder: Folder, named: Sequence[str] | None, survey: Survey) -> tuple[str, ...]:
+    """Names for labels 0 … the largest; none where there are no labels."""
+    top_label = max(scan.top_label for scan in survey.scans)
     if top_label < 0:
         return ()
     origin = "classes"
     if named is None:
-        for path in (folder / CLASSES_NAME, folder.absolute().parent / CLASSES_NAME):
-            if path.is_file():
-                named, origin = (
-                    [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()],
-                    str(path),
-                )
-                break
-        else:
-            named = [str(label) for label in range(top_label + 1)]
+        origin, named = _listed_classes(folder) or ("", [str(label) for label in range(top_label + 1)])
     if top_label >= len(named):
         raise UserError(
             f"{folder} has the label {top_label}, but {origin} names {len(named)} classes: labels count from 0"
         )
     return tuple(named)
+
+
+def _listed_classes(folder: Folder) -> tuple[str, list[str]] | None:
+    """Where names of classes are listed, and the names."""
+    if isinstance(folder, Path):
+        places = (folder / CLASSES_NAME, folder.absolute().parent / CLASSES_NAME)
+    else:
+        places = (folder / CLASSES_NAME, S3Location(folder.bucket, folder.key.rpartition("/")[0]) / CLASSES_NAME)
+    for place in places:
+        if isinstance(place, Path):
+            data = place.read_bytes() if place.is_file() else None
+        else:
+            data = s3.read_bytes(place)
+        if data is not None:
+            return str(place), [line.strip() for line in data.decode("utf-8").splitlines() if line.strip()]
+    return None

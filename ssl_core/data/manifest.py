@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ssl_core.errors import UserError
 from ssl_core.storage import s3
 from ssl_core.storage.local import local_path, publish_bytes
+from ssl_core.storage.s3 import Folder, S3Location
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "ssl-pipelines manifest"
@@ -115,20 +116,29 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def save_manifest(manifest: Manifest, folder: Path) -> Path:
-    """Write `manifest.json` into a folder, whole or not at all.
+def save_manifest(manifest: Manifest, folder: Folder) -> Folder:
+    """Write `manifest.json` into a folder, local or in a bucket, whole or not at all.
 
-    A root beside or below the folder is written relative to it, so that both can be moved together.
+    A root beside or below a local folder, or a bucket's folder itself, is written relative to it, so that both can be
+    moved together.
     """
     content = _as_json(manifest) | {"root": _root_seen_from(folder, manifest.root), "digest": manifest.digest}
     path = folder / MANIFEST_NAME
-    publish_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+    data = (json.dumps(content, indent=1) + "\n").encode()
+    if isinstance(path, Path):
+        publish_bytes(path, data)
+    else:
+        s3.write_bytes(path, data)
     return path
 
 
-def _root_seen_from(folder: Path, root: str) -> str:
+def _root_seen_from(folder: Folder, root: str) -> str:
+    if root == str(folder):
+        return "."
     if s3.is_s3(root):
         return root
+    if isinstance(folder, S3Location):
+        raise UserError(f"{folder}: the shards lie in {root}, where who reads the bucket does not find them")
     relative = os.path.relpath(root, folder)
     return relative if Path(relative).parts.count("..") <= 1 else str(Path(root).absolute())
 

@@ -1,26 +1,30 @@
-"""Where images to pack come from: a folder of class folders, a flat folder, a CSV file, or scikit-learn's digits.
+"""Where images to pack come from: a folder, here or in a bucket, a CSV file, or scikit-learn's digits.
 
 What is meant is told from what is there: a `.csv` file; a folder whose images lie in sub-folders (each is a class and
 names it); a folder whose images lie in it directly (no labels). A folder with both is refused: one of the two readings
-would lose labels without a word.
+would lose labels without a word. A bucket's folder is all that lies below `s3://bucket/prefix`.
 """
 
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 from PIL import Image
 
+from ssl_core.data.listing import by_parts, listed_below
 from ssl_core.data.tar import IMAGE_EXTENSIONS
 from ssl_core.errors import UserError
+from ssl_core.storage import s3
 from ssl_core.storage.local import local_path
+from ssl_core.storage.s3 import Folder, S3Location
 
+_BUCKET_READERS = 32  # who reads from a bucket waits most of the time
 _TOP_NUMBER = 1_000_000  # a larger whole number in a CSV's label column is a name, such as an id
 
 
@@ -34,6 +38,7 @@ class SourceImage:
         label: index into the source's classes.
         origin: where it comes from, for messages.
         read: gives its bytes; raises OSError.
+        stamp: tells, without reading them, whether they are other bytes than before; raises OSError.
     """
 
     name: str
@@ -41,29 +46,62 @@ class SourceImage:
     label: int | None
     origin: str
     read: Callable[[], bytes]
+    stamp: Callable[[], str] = str  # nothing to tell
+
+
+class ImagesOnDemand(Sequence[SourceImage]):
+    """Images that are made when they are asked for: a million names take less room than a million objects."""
+
+    def __init__(self, count: int, make: Callable[[int], SourceImage]) -> None:
+        self._numbers = range(count)
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> SourceImage: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SourceImage]: ...
+    def __getitem__(self, index: int | slice) -> SourceImage | list[SourceImage]:
+        if isinstance(index, slice):
+            return [self._make(number) for number in self._numbers[index]]
+        return self._make(self._numbers[index])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Images in an order that depends on their names alone, and the names of their classes (none without labels)."""
+    """Images in an order that depends on their names alone.
+
+    Attributes:
+        images: the images.
+        classes: names of their classes; none without labels.
+        readers: how many should be read at a time, where that is more than there are cores.
+    """
 
     images: Sequence[SourceImage]
     classes: tuple[str, ...]
+    readers: int = 1
 
 
-def open_source(location: str, *, labels: Literal["auto", "none"] = "auto") -> Source:
+def open_source(location: str, *, labels: Literal["auto", "none"] = "auto", listings: Path | None = None) -> Source:
     """List the images of a source; none is opened.
 
     Args:
-        location: `digits`, a CSV file with the columns `path` (relative to the file) and perhaps `label`, or a folder.
+        location: `digits`, a CSV file with the columns `path` (relative to the file) and perhaps `label`, a folder, or
+            `s3://bucket/prefix`.
         labels: `none` takes every image without a label, however the folders lie.
+        listings: a folder that keeps what a bucket was found to hold, so that who continues continues with the same.
 
     Raises:
         UserError: nothing there, no images in it, or no telling what the folders mean.
+        Resumable: the bucket does not answer well.
     """
+    if s3.is_s3(location):
+        return _from_bucket(S3Location.of(location), listings, flat=labels == "none")
     source = _digits() if location == "digits" else _from_path(location, local_path(location), labels)
-    if labels == "none":
-        return Source(images=[_without_label(image) for image in source.images], classes=())
+    if labels == "none" and source.classes:
+        return Source(images=[replace(image, label=None) for image in source.images], classes=())
     return source
 
 
@@ -79,27 +117,71 @@ def _from_path(location: str, path: Path, labels: Literal["auto", "none"]) -> So
     return _from_folder(path, flat=labels == "none")
 
 
-def _without_label(image: SourceImage) -> SourceImage:
-    return SourceImage(name=image.name, extension=image.extension, label=None, origin=image.origin, read=image.read)
-
-
 def _from_folder(folder: Path, *, flat: bool) -> Source:
-    files = sorted(path.relative_to(folder) for path in _images_below(folder))
-    if not files:
-        if any(folder.glob("*.tar")):
-            raise UserError(f"{folder} has shards and no images: use index={folder}")
+    names = sorted((path.relative_to(folder).as_posix() for path in _images_below(folder)), key=by_parts)
+    if not names and any(folder.glob("*.tar")):
+        raise UserError(f"{folder} has shards and no images: use index={folder}")
+    classes = _classes_of(folder, names, flat=flat)
+
+    def image(number: int) -> SourceImage:
+        return _file_image(folder / names[number], names[number], classes.get(names[number].partition("/")[0]))
+
+    return Source(images=ImagesOnDemand(len(names), image), classes=tuple(classes))
+
+
+def _from_bucket(location: S3Location, listings: Path | None, *, flat: bool) -> Source:
+    listing = listed_below(location, listings, wanted=_is_image)
+    if not listing and any(name.endswith(".tar") for name, _ in s3.list_sizes(location)):
+        raise UserError(f"{location} has shards and no images: use index={location}")
+    classes = _classes_of(location, (name for name, _ in listing), flat=flat)
+
+    def image(number: int) -> SourceImage:
+        name, size = listing[number]
+        return SourceImage(
+            name=name.rpartition(".")[0],
+            extension=_extension(name),
+            label=classes.get(name.partition("/")[0]),
+            origin=str(location / name),
+            read=partial(_object_bytes, location / name, size),
+            stamp=lambda: str(size),
+        )
+
+    return Source(images=ImagesOnDemand(len(listing), image), classes=tuple(classes), readers=_BUCKET_READERS)
+
+
+def _object_bytes(location: S3Location, size: int) -> bytes:
+    data = s3.read_bytes(location)
+    if data is None or len(data) != size:
+        what = "is gone" if data is None else f"has {len(data):,} bytes instead of {size:,}"
+        raise UserError(f"{location} {what} since the bucket was listed: put it back, or pack into another place")
+    return data
+
+
+def _classes_of(folder: Folder, names: Iterable[str], *, flat: bool) -> dict[str, int]:
+    """The label of each folder that holds images; none where the images lie in `folder` itself or are wanted `flat`."""
+    tops: set[str] = set()
+    direct = inner = 0
+    for name in names:
+        top, below, _ = name.partition("/")
+        if below:
+            tops.add(top)
+            inner += 1
+        else:
+            direct += 1
+    if not direct + inner:
         kinds = "jpg, png, webp, bmp, ppm, tiff, gif"
         raise UserError(f"no images in {folder} or its folders: image files end in one of {kinds}")
-    direct = sum(len(file.parts) == 1 for file in files)
-    if direct and direct < len(files) and not flat:
+    if direct and inner and not flat:
         raise UserError(
-            f"{folder} has {direct} images of its own and {len(files) - direct} in folders: move one kind away, or "
+            f"{folder} has {direct} images of its own and {inner} in folders: move one kind away, or "
             "take all without labels by labels=none"
         )
-    classes = () if direct or flat else tuple(sorted({file.parts[0] for file in files}))
-    number = {name: label for label, name in enumerate(classes)}
-    images = [_file_image(folder / file, file, number[file.parts[0]] if classes else None) for file in files]
-    return Source(images=images, classes=classes)
+    return {} if direct or flat else {name: label for label, name in enumerate(sorted(tops))}
+
+
+def _is_image(name: str) -> bool:
+    """Whether a path is an image's by its ending, and not hidden."""
+    return _extension(name) in IMAGE_EXTENSIONS and not any(part[:1] == "." for part in name.split("/"))
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
@@ -119,14 +201,20 @@ def _extension(name: str) -> str:
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
-def _file_image(path: Path, name: Path, label: int | None) -> SourceImage:
+def _file_image(path: Path, name: str, label: int | None) -> SourceImage:
     return SourceImage(
-        name=name.with_suffix("").as_posix(),
-        extension=_extension(path.name),
+        name=name.rpartition(".")[0],
+        extension=_extension(name),
         label=label,
         origin=str(path),
         read=path.read_bytes,
+        stamp=partial(_file_stamp, path),
     )
+
+
+def _file_stamp(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _from_csv(path: Path) -> Source:
@@ -141,7 +229,7 @@ def _from_csv(path: Path) -> Source:
         if not (path.parent / name).is_file():
             raise UserError(f"{path}, line {line}: there is no file {path.parent / name}")
         label = number[str(int(text)) if text not in number else text] if text else None
-        images.append(_file_image(path.parent / name, Path(name), label))
+        images.append(_file_image(path.parent / name, Path(name).as_posix(), label))
     return Source(images=sorted(images, key=lambda image: (image.name, image.extension)), classes=classes)
 
 

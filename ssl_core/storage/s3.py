@@ -1,16 +1,20 @@
-"""Objects in S3 or anything that speaks its protocol: listed, read whole, downloaded in parallel ranges.
+"""Objects in S3 or anything that speaks its protocol: listed, read whole, moved in parallel parts.
 
 Endpoint, region and credentials come from boto3's standard chain (environment, profile, instance). What fails for a
 while (resets, timeouts, 5xx, 429, bodies that break off) is tried again after a pause that doubles and is drawn at
 random below its bound; what cannot get better (no such key, no permission) is said at once.
+
+An object appears whole or not at all. What a killed process had sent of one stays invisible in the bucket, and takes
+room, until `abort_uploads` removes it.
 """
 
 import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from mmap import ACCESS_READ, mmap
@@ -19,12 +23,14 @@ from threading import Lock
 from typing import Any, TypeVar, cast
 
 from ssl_core.errors import Resumable, UserError
+from ssl_core.storage.local import local_path
 
 SCHEME = "s3://"
 
 _PART_BYTES = 8 << 20
 _BUFFER_BYTES = 256 << 10
-_THREADS = 8  # ranges of one object at a time
+_MOST_PARTS = 10_000  # of one upload, says S3
+_THREADS = 8  # parts of one object at a time
 _ATTEMPTS = 8
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
 _TEMPORARY_CODES = ("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequestsException")
@@ -52,6 +58,15 @@ class S3Location:
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.bucket}/{self.key}"
+
+
+Folder = Path | S3Location
+"""A local folder or a bucket's."""
+
+
+def folder_at(location: str) -> Folder:
+    """The folder that a location names; raises UserError where it has another scheme."""
+    return S3Location.of(location) if is_s3(location) else local_path(location)
 
 
 class MissingObject(UserError):
@@ -119,6 +134,104 @@ def download(location: S3Location, path: Path, *, size: int) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ObjectFacts:
+    """What a store knows of an object besides its bytes."""
+
+    size: int
+    metadata: Mapping[str, str]
+
+
+def look_up(location: S3Location) -> ObjectFacts | None:
+    """An object's facts, or None where there is no such object."""
+    try:
+        answer = _persist(
+            f"look at {location}", lambda: _client().head_object(Bucket=location.bucket, Key=location.key)
+        )
+    except _Missing:
+        return None
+    return ObjectFacts(size=int(answer["ContentLength"]), metadata=dict(answer["Metadata"]))
+
+
+def write_bytes(location: S3Location, data: bytes, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Make a small object, or replace it."""
+    place: dict[str, Any] = {"Bucket": location.bucket, "Key": location.key, "Metadata": dict(metadata or {})}
+    _persist(f"write {location}", lambda: _client().put_object(Body=data, **place))
+
+
+def upload(path: Path, location: S3Location, *, metadata: Mapping[str, str]) -> None:
+    """Make an object of a file's bytes, or replace it; large files go in parallel parts.
+
+    On an error, what was sent is removed again.
+
+    Args:
+        path: the file.
+        location: the object.
+        metadata: kept with the object, for `look_up`.
+
+    Raises:
+        UserError: no such bucket, or no permission.
+        Resumable: the store did not answer well, many times over.
+    """
+    size = path.stat().st_size
+    if size <= _PART_BYTES:
+        write_bytes(location, path.read_bytes(), metadata=metadata)
+        return
+    what, place = f"write {location}", {"Bucket": location.bucket, "Key": location.key}
+    begun = _persist(what, lambda: _client().create_multipart_upload(**place, Metadata=dict(metadata)))
+    place["UploadId"] = str(begun["UploadId"])
+    part_bytes = max(_PART_BYTES, -(-size // _MOST_PARTS))
+
+    def send(number: int) -> dict[str, Any]:
+        with path.open("rb") as file:
+            data = os.pread(file.fileno(), part_bytes, (number - 1) * part_bytes)
+        sent = _persist(what, lambda: _client().upload_part(**place, PartNumber=number, Body=data))
+        return {"PartNumber": number, "ETag": sent["ETag"]}
+
+    try:
+        numbers = range(1, -(-size // part_bytes) + 1)
+        with ThreadPoolExecutor(min(_THREADS, len(numbers)), thread_name_prefix="s3") as pool:
+            try:
+                parts = list(pool.map(send, numbers))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        _persist(what, lambda: _client().complete_multipart_upload(**place, MultipartUpload={"Parts": parts}))
+    except _Missing as error:
+        if look_up(location) != ObjectFacts(size=size, metadata=dict(metadata)):  # else: done, the answer was lost
+            raise Resumable(f"cannot {what}: somebody removed the upload: the same command tries again") from error
+    except BaseException:
+        with suppress(UserError, Resumable):  # what went wrong first is what is said
+            _abort(location, place["UploadId"])
+        raise
+
+
+def abort_uploads(location: S3Location) -> int:
+    """Remove what was sent below a location of objects that were never completed; how many there were.
+
+    Only for who knows that nobody is writing there now.
+    """
+    prefix, found = f"{location.key}/".lstrip("/"), 0
+    marker: dict[str, str] = {}
+    while True:
+        page = _persist(
+            f"list uploads below {location}",
+            lambda marker=marker: _client().list_multipart_uploads(Bucket=location.bucket, Prefix=prefix, **marker),
+        )
+        for entry in page.get("Uploads", ()):
+            if str(entry["Key"]).startswith(prefix):
+                _abort(S3Location(location.bucket, str(entry["Key"])), str(entry["UploadId"]))
+                found += 1
+        if not page.get("IsTruncated"):
+            return found
+        marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+def _abort(location: S3Location, upload_id: str) -> None:
+    place = {"Bucket": location.bucket, "Key": location.key, "UploadId": upload_id}
+    with suppress(_Missing):  # it is gone already
+        _persist(f"remove an upload of {location}", lambda: _client().abort_multipart_upload(**place))
+
+
 class _Missing(Exception):
     """No such object."""
 
@@ -173,7 +286,7 @@ def _refuse_what_stays_wrong(what: str, error: Any) -> None:
     code = str(answer.get("Error", {}).get("Code", ""))
     if status in (408, 429) or status >= 500 or code in _TEMPORARY_CODES:
         return
-    if code in ("NoSuchKey", "404"):
+    if code in ("NoSuchKey", "NoSuchUpload", "404"):
         raise _Missing from error
     if code == "NoSuchBucket":
         raise UserError(f"cannot {what}: there is no such bucket") from error
@@ -199,6 +312,6 @@ def _client_of_this_process(process: int) -> Any:
         connect_timeout=10,
         read_timeout=30,
         retries={"mode": "standard", "total_max_attempts": 1},  # `_persist` does it, bodies included
-        max_pool_connections=4 * _THREADS,
+        max_pool_connections=8 * _THREADS,  # readers of loose images, and uploads beside them
     )
     return cast(Any, boto3).Session().client("s3", config=config)

@@ -7,14 +7,19 @@ import tarfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 from PIL import Image
 
+from cluster.object_store import ObjectStore
 from pipelines.pack import main
 from ssl_core.data.manifest import load_manifest
 from ssl_core.data.reader import Reader
-from ssl_core.errors import UserError
+from ssl_core.data.staging import FinishedShard, StagedPart
+from ssl_core.errors import Resumable, UserError
+from ssl_core.storage import s3
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +203,64 @@ def test_what_was_left_out_is_said(images: Path, tmp_path: Path, run: Run) -> No
     assert f"1 images were left out, see {tmp_path / 'out/skipped.txt'}, such as {images / 'cat/0.png'}: " in said
 
 
+def test_images_are_stored_smaller(images: Path, tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "out"
+    assert "images      4 x 4 pixels" in run(f"source={images}", f"output={out}", "resize=4", "quality=80")
+    with tarfile.open(out / "shard-00000.tar") as tar:
+        assert {name.partition(".")[2] for name in tar.getnames()} == {"jpg", "cls"}
+
+
+def test_what_was_finished_before_is_said(
+    images: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = f"source={images}", f"output={tmp_path / 'out'}", "shard_samples=1", "workers=1"
+
+    def full(self: StagedPart, shard: FinishedShard) -> None:
+        if shard.scan.info.name == "shard-00003.tar":
+            raise OSError(28, "No space left on device")
+        finish(self, shard)
+
+    finish = StagedPart.finish
+    monkeypatch.setattr(StagedPart, "finish", full)
+    with pytest.raises(Resumable, match="free some space, then the same command continues"):
+        run(*words)
+    monkeypatch.setattr(StagedPart, "finish", finish)
+    assert "3 of the shards were finished before, by the same command" in run(*words)
+
+
+@pytest.mark.s3
+def test_a_bucket_takes_the_place_of_every_folder(
+    images: Path, tmp_path: Path, run: Run, endpoint: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in endpoint.environment.items():
+        monkeypatch.setenv(name, value)
+    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment has changed)
+    client: Any = boto3.client("s3", **endpoint.client_arguments)
+    client.create_bucket(Bucket="command")
+    for path in images.rglob("*.png"):
+        client.upload_file(str(path), "command", f"photos/{path.relative_to(images).as_posix()}")
+    said = run("source=s3://command/photos", "output=s3://command/set", "shard_samples=3")
+    assert "s3://command/set" in said.splitlines()
+    assert "labels      8 in 2 classes" in said
+    assert said.splitlines()[-1].endswith("data.train=s3://command/set name=my-run")
+    assert "3 shards" in run("verify=s3://command/set")
+    digest = load_manifest("s3://command/set").digest
+    assert f"digest      {digest}" in run("show=s3://command/set")
+    client.put_object(Bucket="command", Key="set/classes.txt", Body=b"cat\ndog\n")
+    said = run("index=s3://command/set", f"output={tmp_path / 'index'}")
+    assert "shards in   s3://command/set" in said
+    manifest = load_manifest(tmp_path / "index")
+    assert (manifest.root, manifest.digest) == ("s3://command/set", digest)
+    run("index=s3://command/set", "output=s3://command/elsewhere")
+    assert load_manifest("s3://command/elsewhere") == manifest
+    client.delete_object(Bucket="command", Key="set/manifest.json")
+    assert "shards in" not in run("index=s3://command/set")
+    assert load_manifest("s3://command/set").digest == digest
+    with pytest.raises(UserError, match="already describes the shards in s3://command/set: choose another folder"):
+        run("index=s3://command/others", "output=s3://command/elsewhere")
+    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment changes back)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -214,10 +277,13 @@ def test_what_was_left_out_is_said(images: Path, tmp_path: Path, run: Run) -> No
         (["source={images}", "output={tmp}/o", "val_fraction=1"], "val_fraction=1"),
         (["source={images}", "output={tmp}/o", "workers=0"], "workers=0"),
         (["source={images}", "output={tmp}/o", "labels=all"], "labels=all"),
+        (["source={images}", "output={tmp}/o", "resize=0"], "resize=0"),
+        (["source={images}", "output={tmp}/o", "quality=101"], "quality=101"),
         (["source={images}", "output={tmp}/o", "shards=3"], "unknown key shards"),
         (["show={images}", "against={images}"], "against= goes with verify="),
         (["verify={images}", "sheet=a.png"], "sheet= goes with show="),
         (["show={images}", "sheet=a.gif"], "sheet=a.gif: name a file that ends in .png"),
+        (["index={images}", "output=s3://bucket/x"], "a manifest in a bucket is for shards in a bucket"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(

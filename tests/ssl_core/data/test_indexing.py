@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_core.data.indexing import index_folder, measure
-from ssl_core.data.manifest import Manifest
+from ssl_core.data.indexing import index_folder
 from ssl_core.errors import UserError
 
 MakeImage = Callable[..., bytes]
 MakeTar = Callable[..., bytes]
-MakeSet = Callable[..., Manifest]
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -62,13 +60,6 @@ def test_statistics_are_those_of_the_pixels(shard: Callable[..., Path]) -> None:
     grey = pixels @ [0.299, 0.587, 0.114]
     assert manifest.statistics.grey_mean == pytest.approx(grey.mean(), abs=6e-5)
     assert manifest.statistics.grey_deviation == pytest.approx(grey.std(), abs=6e-5)
-
-
-def test_a_keyed_sample_is_measured_where_there_are_many(make_set: MakeSet) -> None:
-    manifest = make_set((9,))
-    few = measure(manifest, images=3)
-    assert few == measure(manifest, images=3)
-    assert few != measure(manifest, images=9) == manifest.statistics
 
 
 def test_large_images_weigh_as_much_as_small_ones(shard: Callable[..., Path]) -> None:

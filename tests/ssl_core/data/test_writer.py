@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from webdataset.compat import WebDataset
 
-from ssl_core.data import writer as module
 from ssl_core.data.decode import decode
 from ssl_core.data.integrity import verify_shards
-from ssl_core.data.manifest import Manifest, load_manifest
+from ssl_core.data.manifest import Manifest, load_manifest, save_manifest
 from ssl_core.data.reader import Reader
 from ssl_core.data.sources import Source, SourceImage, open_source
+from ssl_core.data.staging import staging
 from ssl_core.data.writer import pack
-from ssl_core.errors import UserError
+from ssl_core.errors import Resumable, UserError
+from ssl_core.storage.s3 import Folder
 
 MakeImage = Callable[..., bytes]
 
@@ -122,34 +123,34 @@ def test_a_file_that_cannot_be_read_stops_packing(images: Path, tmp_path: Path) 
     """It may be readable tomorrow: leaving it out would make another data set without a word."""
     source = open_source(str(images))
     (images / "cat/05.jpg").unlink()
-    with pytest.raises(UserError, match=r"05\.jpg cannot be read \(No such file or directory\): nothing was packed"):
+    with pytest.raises(UserError, match=r"05\.jpg cannot be read \(No such file or directory\): no data set was made"):
         pack(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_error_in_the_middle_leaves_no_trace(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_in_words(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
 
-    def broken(*_: Any, **__: Any) -> Any:
+    def full(*_: Any, **__: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "index_folder", broken)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("ssl_core.data.shard_writer.scan_shard", full)
+    with pytest.raises(Resumable, match=rf"cannot write into {tmp_path}/out \(No space .* the same command continues"):
         pack(open_source(str(images)), tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list((tmp_path / "out").iterdir()) == []  # no shard was finished
 
 
 def test_manifests_come_last(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    original = module.save_manifest
 
-    def save(manifest: Manifest, folder: Path) -> Path:
-        seen.append(sorted(path.name for path in (tmp_path / "out").rglob("*") if path.suffix in (".tar", ".json")))
-        return original(manifest, folder)
+    def save(manifest: Manifest, folder: Path) -> Folder:
+        found = (path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*"))
+        seen.append(sorted(str(path) for path in found if path.suffix in (".tar", ".json") and path.parts[0][0] != "."))
+        return save_manifest(manifest, folder)
 
-    monkeypatch.setattr(module, "save_manifest", save)
+    monkeypatch.setattr("ssl_core.data.placing.save_manifest", save)
     pack(open_source(str(images)), tmp_path / "out", val_fraction=0.25)
-    assert seen[0] == ["shard-00000.tar", "shard-00000.tar"]
+    assert seen[0] == ["train/shard-00000.tar", "val/shard-00000.tar"]
 
 
 def test_packing_the_same_again_changes_nothing(images: Path, tmp_path: Path) -> None:
@@ -183,20 +184,20 @@ def test_other_content_is_not_overwritten(images: Path, tmp_path: Path, make_ima
     assert files(tmp_path / "mine") == {"thesis.txt": b"years of work"}
 
 
-def test_what_a_killed_run_left_behind_is_cleared_away(images: Path, tmp_path: Path) -> None:
-    left = tmp_path / "out/.pack-killed"
+def test_what_a_killed_run_of_another_kind_left_behind_is_cleared_away(images: Path, tmp_path: Path) -> None:
+    left = tmp_path / "out/.packing/another-plan"
     left.mkdir(parents=True)
     (left / "shard-00000.tar").write_text("half")
+    (left / "shard-00000.json").write_text("what it holds")
     pack(open_source(str(images)), tmp_path / "out")
-    assert not left.exists()
-    assert load_manifest(tmp_path / "out").num_samples == 20
+    assert list(files(tmp_path / "out")) == ["manifest.json", "shard-00000.tar"]
 
 
-def test_what_another_run_is_writing_is_left_alone(images: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with module._staging(tmp_path / "out") as theirs:  # pyright: ignore[reportPrivateUsage]  the other run's side of it
+def test_two_do_not_pack_into_one_place(images: Path, tmp_path: Path) -> None:
+    with staging(tmp_path / "out") as theirs:
         (theirs / "shard-00000.tar").write_text("half")
-        pack(open_source(str(images)), tmp_path / "out")
+        with pytest.raises(UserError, match=f"another pack is writing into output={tmp_path}/out"):
+            pack(open_source(str(images)), tmp_path / "out")
         assert (theirs / "shard-00000.tar").read_text() == "half"
 
 
