@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.config import compose
+from pipelines.pretrain import bf16_is_fast
 from pipelines.worker import keep_freed_memory
 from ssl_core.collectives import Collectives
 from ssl_core.nn.backbones import ModelConfig, build_encoder
@@ -51,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lanes", type=int, default=8)
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16" if bf16_is_fast() else "fp32")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true")

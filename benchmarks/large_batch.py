@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pipelines.config import compose
+from pipelines.pretrain import bf16_is_fast
 from ssl_core.collectives import Collectives
 from ssl_core.lanes import Lanes
 from ssl_core.methods import build_method
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--micro", type=int, default=256)
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16" if bf16_is_fast() else "fp32")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

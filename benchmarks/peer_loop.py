@@ -1,12 +1,14 @@
 """SimCLR end to end against lightly's own loop: images per second, and k-NN after the same time.
 
-    python benchmarks/peer_loop.py <CIFAR-10 train> <val> [--minutes 3] [--rounds 2]    (needs the extra `benchmark`)
+    python benchmarks/peer_loop.py <CIFAR-10 train> <val> [--minutes 3] [--rounds 2] [--precision bf16]
 
-The same encoder (`resnet_micro`, 32 px), batch 512, temperature, projector, optimiser at a constant rate, bf16 and
-channels last, data and threads. Ours is `run_worker`, eager and compiled; lightly's is its `SimCLRTransform` in a
-DataLoader with two workers, its `NTXentLoss` and `SimCLRProjectionHead`, as in its examples. Each runs in a process
-of its own, in turns; the first steps (compilation) count for k-NN, not for images per second. k-NN is the training's
-online one, with 20,000 images.
+Needs the extra `benchmark`.
+
+The same encoder (`resnet_micro`, 32 px), batch 512, temperature, projector, optimiser at a constant rate, precision
+(bf16 where the machine has instructions for it, else fp32), channels last, data and threads. Ours is `run_worker`,
+eager and compiled; lightly's is its `SimCLRTransform` in a DataLoader with two workers, its `NTXentLoss` and
+`SimCLRProjectionHead`, as in its examples. Each runs in a process of its own, in turns; the first steps (compilation)
+count for k-NN, not for images per second. k-NN is the training's online one, with 20,000 images.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 
 from pipelines.config import compose
 from pipelines.plan import Plan, make_plan
+from pipelines.pretrain import bf16_is_fast
 from pipelines.worker import Job, keep_freed_memory, online_knn, run_worker
 from ssl_core.collectives import Collectives
 from ssl_core.data.reader import Reader
@@ -51,6 +54,7 @@ def plan_of(arguments: argparse.Namespace) -> tuple[dict[str, Any], Plan]:
             f"train.global_batch={BATCH}",
             "train.steps=1000000",
             "train.workers=1",
+            f"train.precision={arguments.precision}",
             f"train.compile={str(arguments.contestant == 'compiled').lower()}",
             f"method.temperature={TEMPERATURE}",
             "views.image_size=32",
@@ -152,7 +156,7 @@ def lightly(arguments: argparse.Namespace) -> tuple[float, nn.Module]:
         began.append(monotonic())
         if began[-1] - began[0] > 60 * arguments.minutes:
             break
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.precision == "bf16"):
             z0, z1 = (model(view.to(memory_format=torch.channels_last)) for view in views)
         loss: Tensor = criterion(z0.float(), z1.float())
         loss.backward()
@@ -191,6 +195,7 @@ def main() -> None:
     parser.add_argument("val")
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16" if bf16_is_fast() else "fp32")
     parser.add_argument("--contestant", choices=["eager", "compiled", "lightly"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contestant:
@@ -207,7 +212,8 @@ def main() -> None:
         pairs = list(zip(found[name], found["lightly"], strict=True))
         faster = median(a["images_per_second"] / b["images_per_second"] for a, b in pairs)
         better = median(a["knn"] - b["knn"] for a, b in pairs)
-        print(f"{name} / lightly {faster:.2f}, k-NN {100 * better:+.1f} points after {arguments.minutes:g} minutes")
+        what = f"{name} / lightly, {arguments.precision}"
+        print(f"{what}: {faster:.2f}, k-NN {100 * better:+.1f} points after {arguments.minutes:g} minutes")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 Takes each method's CIFAR-10 recipe, its lanes and, without --batch, its batch. In turns in one process: our whole step
 (from uint8 views in memory to changed weights: lane BatchNorm, loss, finite flag, queue, momentum networks, optimiser),
 and the bare model: the same networks with native BatchNorm, the same forward and backward passes, the mean of the
-outputs as loss, the same optimiser, images that lie ready as tensors. Prints medians and bare / ours: 1 is a step
+outputs as loss, the same optimiser, images that lie ready as tensors. bf16 where the machine has instructions for it,
+else fp32, if --precision does not say. Prints medians and bare / ours: 1 is a step
 without overhead.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from pipelines.config import compose, typed
+from pipelines.pretrain import bf16_is_fast
 from pipelines.worker import keep_freed_memory
 from ssl_core.collectives import Collectives
 from ssl_core.lanes import Lanes
@@ -106,7 +108,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(RECIPES))
-    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--precision", default="bf16" if bf16_is_fast() else "fp32")
     parser.add_argument("--lanes", type=int, default=2)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rounds", type=int, default=10)
@@ -128,8 +130,8 @@ def main() -> None:
         ours, bare = (1000 * median(times[2:]) for times in seconds)
         ratio = median(b / o for o, b in zip(seconds[0][2:], seconds[1][2:], strict=True))
         print(
-            f"{name}, batch {lanes.global_batch} in {lanes.count} lanes: ours {ours:.0f} ms, bare {bare:.0f} ms, "
-            f"bare / ours {ratio:.3f}",
+            f"{name}, {arguments.precision}, batch {lanes.global_batch} in {lanes.count} lanes: ours {ours:.0f} ms, "
+            f"bare {bare:.0f} ms, bare / ours {ratio:.3f}",
             flush=True,
         )
 

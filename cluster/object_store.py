@@ -77,9 +77,10 @@ def object_store(folder: Path) -> Generator[ObjectStore]:
     keys.write_text(json.dumps({"identities": [identity]}), encoding="utf-8")
     master, volume, filer, s3 = free_ports(4)
     log = folder / "weed.log"
+    volumes = 500  # at most, empty ones cost nothing: each bucket takes several of its own, and without any left it says 500
     command = [
         *(program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"),
-        *(f"-master.port={master}", "-master.volumeSizeLimitMB=64", f"-volume.port={volume}", "-volume.max=20"),
+        *(f"-master.port={master}", "-master.volumeSizeLimitMB=64", f"-volume.port={volume}", f"-volume.max={volumes}"),
         *("-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", "-s3.ip.bind=127.0.0.1", f"-s3.config={keys}"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),
     ]

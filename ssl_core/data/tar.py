@@ -288,12 +288,12 @@ def _grouped(walk: _Walk) -> ShardIndex:
     repeated: dict[str, None] = {}
     for member, name in enumerate(walk.names):
         key, _, extension = name.partition(".")
-        if "/" in extension:  # a dot in a folder's name
-            folder, _, base = name.rpartition("/")
-            stem, _, extension = base.partition(".")
-            key = f"{folder}/{stem}"
         room = rooms.get(extension)
         if room is None:
+            if "/" in extension:  # a dot in a folder's name
+                folder, _, base = name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                key = f"{folder}/{stem}"
             extension = extension.lower()
             room = rooms.get(extension)
         if (
