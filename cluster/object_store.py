@@ -77,7 +77,7 @@ def object_store(folder: Path) -> Generator[ObjectStore]:
     keys.write_text(json.dumps({"identities": [identity]}), encoding="utf-8")
     master, volume, filer, s3 = free_ports(4)
     log = folder / "weed.log"
-    volumes = 500  # at most, empty ones cost nothing: each bucket takes several of its own, and without any left it says 500
+    volumes = 500  # at most; each bucket takes several of its own, and where none is left writing is an InternalError
     command = [
         *(program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"),
         *(f"-master.port={master}", "-master.volumeSizeLimitMB=64", f"-volume.port={volume}", f"-volume.max={volumes}"),
