@@ -40,21 +40,22 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def slowly(image: SourceImage, log: Path) -> bytes:
+def slowly(image: SourceImage, log: Path, waits_at: int) -> bytes:
     with log.open("a") as lines:
         lines.write(f"{image.origin}\n")
-    time.sleep(0.01)
+    time.sleep(0.01 if len(read_so_far(log)) < waits_at else 60)
     return image.read()
 
 
-def logged_source(folder: str, log: Path) -> Source:
+def logged_source(folder: str, log: Path, *, waits_at: int = IMAGES + 1) -> Source:
     source = open_source(folder)
-    return replace(source, images=[replace(one, read=partial(slowly, one, log)) for one in source.images])
+    return replace(source, images=[replace(one, read=partial(slowly, one, log, waits_at)) for one in source.images])
 
 
-def pack_slowly(folder: str, output: str, log: str) -> None:
-    """The process that is killed."""
-    pack(logged_source(folder, Path(log)), Path(output), shard_samples=SHARD, val_fraction=0.2, threads=2)
+def pack_slowly(folder: str, output: str, log: str, waits_at: int) -> None:
+    """The process that is killed; it waits for that from so many images on."""
+    source = logged_source(folder, Path(log), waits_at=waits_at)
+    pack(source, Path(output), shard_samples=SHARD, val_fraction=0.2, threads=2)
 
 
 def read_so_far(log: Path) -> list[str]:
@@ -81,10 +82,11 @@ def test_a_killed_process_is_continued_after_its_last_finished_shard(images: Pat
         before = keys_of_finished_shards(out)
         log.unlink(missing_ok=True)
         context = multiprocessing.get_context("spawn")
-        process = context.Process(target=pack_slowly, args=(str(images), str(out), str(log)))
+        waits_at = max(1, reads - len(before))
+        process = context.Process(target=pack_slowly, args=(str(images), str(out), str(log), waits_at))
         process.start()
         end = time.monotonic() + 60
-        while len(read_so_far(log)) < reads - len(before):
+        while len(read_so_far(log)) < waits_at:
             assert process.is_alive(), (reads, len(before))
             assert time.monotonic() < end, (reads, len(before))
             time.sleep(0.001)
