@@ -299,12 +299,14 @@ def _said(error: Any) -> str:
 
 
 def _client() -> Any:
+    chain = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
     with _making_a_client:  # making one is not thread-safe, using it is; a forked process makes its own
-        return _client_of_this_process(os.getpid())
+        return _client_of(os.getpid(), chain)
 
 
 @cache
-def _client_of_this_process(process: int) -> Any:
+def _client_of(process: int, chain: tuple[tuple[str, str], ...]) -> Any:
+    """The client of a process, for what the environment says of endpoint and credentials."""
     import boto3
     from botocore.config import Config
 

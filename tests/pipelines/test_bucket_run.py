@@ -1,6 +1,5 @@
 """Training from a bucket through a cache smaller than the data set sees what training from the folder sees."""
 
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from pipelines.plan import check_inputs, make_plan, with_absolute_paths
 from pipelines.worker import Job, run_worker
 from ssl_core.data.manifest import load_manifest
 from ssl_core.errors import UserError
-from ssl_core.storage import s3
 from ssl_core.train.context import InProcessContext
 from ssl_core.train.records import join_parts
 
@@ -37,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bucket(endpoint: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
+def bucket(endpoint: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The same shards in a bucket."""
     client: Any = boto3.client("s3", **endpoint.client_arguments)
     if BUCKET not in {one["Name"] for one in client.list_buckets()["Buckets"]}:
@@ -46,9 +44,7 @@ def bucket(endpoint: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch)
             client.upload_file(str(path), BUCKET, path.name)
     for name, value in endpoint.environment.items():
         monkeypatch.setenv(name, value)
-    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment has changed)
-    yield f"s3://{BUCKET}"
-    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (it changes back)
+    return f"s3://{BUCKET}"
 
 
 def audit(run: Path, *words: str) -> list[dict[str, Any]]:

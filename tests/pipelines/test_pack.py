@@ -19,7 +19,6 @@ from ssl_core.data.manifest import load_manifest
 from ssl_core.data.reader import Reader
 from ssl_core.data.staging import FinishedShard, StagedPart
 from ssl_core.errors import Resumable, UserError
-from ssl_core.storage import s3
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +233,6 @@ def test_a_bucket_takes_the_place_of_every_folder(
 ) -> None:
     for name, value in endpoint.environment.items():
         monkeypatch.setenv(name, value)
-    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment has changed)
     client: Any = boto3.client("s3", **endpoint.client_arguments)
     client.create_bucket(Bucket="command")
     for path in images.rglob("*.png"):
@@ -258,7 +256,6 @@ def test_a_bucket_takes_the_place_of_every_folder(
     assert load_manifest("s3://command/set").digest == digest
     with pytest.raises(UserError, match="already describes the shards in s3://command/set: choose another folder"):
         run("index=s3://command/others", "output=s3://command/elsewhere")
-    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment changes back)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A data set in a bucket, over HTTP from a real endpoint, through faults: the same bytes, or a clear word."""
 
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,12 @@ def client(endpoint: ObjectStore, local: Path) -> Any:
 
 
 @pytest.fixture
-def bucket(endpoint: ObjectStore, client: Any, monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
+def bucket(endpoint: ObjectStore, client: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     """Its location, as a user with credentials in the environment has it."""
     for name, value in endpoint.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(s3, "_FIRST_PAUSE_SECONDS", 0.001)
-    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment has changed)
-    yield f"s3://{BUCKET}/{FOLDER}"
-    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (it changes back)
+    return f"s3://{BUCKET}/{FOLDER}"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +57,6 @@ def folder_beside(local: Path) -> str:
 
 def at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment has changed)
 
 
 def small_cache(manifest: Manifest, folder: Path, *, shards: int) -> CacheConfig:
@@ -166,7 +162,6 @@ def test_what_cannot_get_better_is_said_in_one_line(bucket: str, monkeypatch: py
     with pytest.raises(UserError, match="write s3://<bucket>/<folder>"):
         load_manifest("s3:///train")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment has changed)
     with pytest.raises(UserError, match="check the credentials and the endpoint"):
         load_manifest(bucket)
     with pytest.raises(UserError, match="check the credentials and the endpoint"):  # and not: is missing

@@ -45,7 +45,6 @@ def client(endpoint: ObjectStore, images: Path, monkeypatch: pytest.MonkeyPatch)
     for name, value in endpoint.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(s3, "_FIRST_PAUSE_SECONDS", 0.001)
-    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment has changed)
     made: Any = boto3.client("s3", **endpoint.client_arguments)
     if BUCKET not in {one["Name"] for one in made.list_buckets()["Buckets"]}:
         made.create_bucket(Bucket=BUCKET)
@@ -54,7 +53,6 @@ def client(endpoint: ObjectStore, images: Path, monkeypatch: pytest.MonkeyPatch)
     yield made
     for name, _ in list(s3.list_sizes(S3Location(BUCKET, ""))):
         made.delete_object(Bucket=BUCKET, Key=name)
-    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (it changes back)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -211,11 +209,9 @@ def test_faults_on_the_way_change_nothing(
     with faulty_proxy(endpoint.endpoint) as faults:
         faults.touched = "/packing/"
         monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
-        s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment has changed)
         monkeypatch.setattr("tests.faulty_proxy.FAULTS", ("reset", "500", "503", "short", "slow", "none"))
         pack(open_source(f"s3://{BUCKET}/photos"), OUT, shard_samples=5)
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint.endpoint)
-    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the proxy has gone)
     assert faults.total > 30
     found = objects(OUT)
     del found["skipped.txt"]

@@ -26,7 +26,6 @@ def client(endpoint: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Generator[
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(s3, "_FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(s3, "_PART_BYTES", PART)
-    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment has changed)
     made: Any = boto3.client("s3", **endpoint.client_arguments)
     if BUCKET not in {one["Name"] for one in made.list_buckets()["Buckets"]}:
         made.create_bucket(Bucket=BUCKET)
@@ -34,7 +33,6 @@ def client(endpoint: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Generator[
     for entry in made.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
         made.delete_object(Bucket=BUCKET, Key=entry["Key"])
     s3.abort_uploads(S3Location(BUCKET, ""))
-    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (it changes back)
 
 
 def uploads(client: Any) -> list[str]:
@@ -63,7 +61,6 @@ def test_faults_change_nothing(
     """Lost answers among them: one to the last request of an upload does not mean that it failed."""
     with faulty_proxy(endpoint.endpoint) as faults:
         monkeypatch.setenv("AWS_ENDPOINT_URL", faults.url)
-        s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the environment has changed)
         path = file_of(tmp_path, 2 * PART + 1)
         for number in range(3):
             s3.upload(path, LOCATION / f"{number}.tar", metadata={"sha256": "abc"})
@@ -75,7 +72,6 @@ def test_faults_change_nothing(
         assert found["Body"].read() == path.read_bytes()
         assert found["Metadata"] == {"sha256": "abc"}
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint.endpoint)
-    s3._client_of_this_process.cache_clear()  # pyright: ignore[reportPrivateUsage] (the proxy has gone)
 
 
 def test_an_upload_that_fails_leaves_nothing(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
