@@ -13,7 +13,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -140,10 +140,15 @@ class ObjectCache:
                 status = file.stat()
             except FileNotFoundError:
                 continue  # it became whole, or went
-            entry.bytes += status.st_size
+            entry.bytes = max(entry.bytes, status.st_size)
             entry.is_partial |= kind == "partial"
             entry.last_used = max(entry.last_used, status.st_mtime_ns if kind == "lock" else 0)
         found.pop(_ROOM, None)
+        for entry in found.values():
+            if not entry.bytes:  # it may have become whole while the names were read, and been seen by neither name
+                with suppress(FileNotFoundError):
+                    entry.bytes = (self.folder / entry.name).stat().st_size
+                    entry.is_partial = False
         return list(found.values())
 
     def _remove(self, sha256: str) -> bool:

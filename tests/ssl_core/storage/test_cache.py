@@ -155,6 +155,23 @@ def test_an_object_that_is_asked_for_while_others_make_room_is_never_half_there(
     assert not list((tmp_path / "c").glob("*.partial"))
 
 
+def test_an_object_that_becomes_whole_while_room_is_made_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cache(tmp_path / "c", objects=2)
+    for number in (1, 2):
+        get(one, number)
+    scandir = os.scandir
+
+    def locks_alone(folder: Path) -> list[os.DirEntry[str]]:
+        """What it may give of files that get another name meanwhile: neither of the two."""
+        return [entry for entry in scandir(folder) if entry.name.endswith(".lock")]
+
+    monkeypatch.setattr(os, "scandir", locks_alone)
+    get(one, 3)
+    assert len(objects(tmp_path / "c")) == 2
+
+
 def test_a_full_disk_is_said_in_words_and_leaves_nothing(tmp_path: Path) -> None:
     def full(path: Path) -> str:
         path.write_bytes(b"half")
