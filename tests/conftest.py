@@ -74,3 +74,12 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Generator[ObjectStore]
     """A real S3 endpoint on the loopback interface."""
     with object_store(tmp_path_factory.mktemp("store")) as running:
         yield running
+
+
+@pytest.fixture
+def s3_store(endpoint: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """The endpoint, as who has it and its credentials in the environment sees it; what fails is soon tried again."""
+    for name, value in endpoint.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("ssl_core.storage.s3._FIRST_PAUSE_SECONDS", 0.001)
+    return endpoint

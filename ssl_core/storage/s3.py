@@ -89,17 +89,9 @@ def read_bytes(location: S3Location) -> bytes | None:
 def list_sizes(location: S3Location) -> Iterator[tuple[str, int]]:
     """(name below the location, bytes) of each object below it, in order of names."""
     prefix = f"{location.key}/".lstrip("/")
-    token: dict[str, str] = {}
-    while True:
-        page = _persist(
-            f"list {location}",
-            lambda token=token: _client().list_objects_v2(Bucket=location.bucket, Prefix=prefix, **token),
-        )
+    for page in _pages(location, "list_objects_v2", ContinuationToken="NextContinuationToken"):
         for entry in page.get("Contents", ()):
             yield str(entry["Key"]).removeprefix(prefix), int(entry["Size"])
-        if not page.get("IsTruncated"):
-            return
-        token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def download(location: S3Location, path: Path, *, size: int) -> str:
@@ -211,25 +203,35 @@ def abort_uploads(location: S3Location) -> int:
     Only for who knows that nobody is writing there now.
     """
     prefix, found = f"{location.key}/".lstrip("/"), 0
-    marker: dict[str, str] = {}
-    while True:
-        page = _persist(
-            f"list uploads below {location}",
-            lambda marker=marker: _client().list_multipart_uploads(Bucket=location.bucket, Prefix=prefix, **marker),
-        )
+    markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+    for page in _pages(location, "list_multipart_uploads", **markers):
         for entry in page.get("Uploads", ()):
             if str(entry["Key"]).startswith(prefix):
                 _abort(S3Location(location.bucket, str(entry["Key"])), str(entry["UploadId"]))
                 found += 1
-        if not page.get("IsTruncated"):
-            return found
-        marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+    return found
 
 
 def _abort(location: S3Location, upload_id: str) -> None:
     place = {"Bucket": location.bucket, "Key": location.key, "UploadId": upload_id}
     with suppress(_Missing):  # it is gone already
         _persist(f"remove an upload of {location}", lambda: _client().abort_multipart_upload(**place))
+
+
+def _pages(location: S3Location, operation: str, **markers: str) -> Iterator[Mapping[str, Any]]:
+    """What a listing below a location answers, page by page; `markers` says which field of one is which of the next."""
+    mark: dict[str, str] = {}
+
+    def ask() -> Any:
+        prefix = f"{location.key}/".lstrip("/")
+        return getattr(_client(), operation)(Bucket=location.bucket, Prefix=prefix, **mark)
+
+    while True:
+        page = _persist(f"list {location}", ask)
+        yield page
+        if not page.get("IsTruncated"):
+            return
+        mark = {name: page[field] for name, field in markers.items()}
 
 
 class _Missing(Exception):

@@ -35,15 +35,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bucket(endpoint: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def bucket(s3_store: ObjectStore, folder: Path) -> str:
     """The same shards in a bucket."""
-    client: Any = boto3.client("s3", **endpoint.client_arguments)
+    client: Any = boto3.client("s3", **s3_store.client_arguments)
     if BUCKET not in {one["Name"] for one in client.list_buckets()["Buckets"]}:
         client.create_bucket(Bucket=BUCKET)
         for path in sorted(folder.iterdir()):
             client.upload_file(str(path), BUCKET, path.name)
-    for name, value in endpoint.environment.items():
-        monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}"
 
 

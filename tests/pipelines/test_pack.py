@@ -229,11 +229,9 @@ def test_what_was_finished_before_is_said(
 
 @pytest.mark.s3
 def test_a_bucket_takes_the_place_of_every_folder(
-    images: Path, tmp_path: Path, run: Run, endpoint: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, run: Run, s3_store: ObjectStore
 ) -> None:
-    for name, value in endpoint.environment.items():
-        monkeypatch.setenv(name, value)
-    client: Any = boto3.client("s3", **endpoint.client_arguments)
+    client: Any = boto3.client("s3", **s3_store.client_arguments)
     client.create_bucket(Bucket="command")
     for path in images.rglob("*.png"):
         client.upload_file(str(path), "command", f"photos/{path.relative_to(images).as_posix()}")

@@ -14,7 +14,6 @@ from ssl_core.data.integrity import check_shards, find_damage
 from ssl_core.data.manifest import Manifest, load_manifest
 from ssl_core.data.reader import Reader
 from ssl_core.errors import Resumable, UserError
-from ssl_core.storage import s3
 from ssl_core.storage.cache import CacheConfig
 from tests.faulty_proxy import faulty_proxy
 
@@ -41,11 +40,8 @@ def client(endpoint: ObjectStore, local: Path) -> Any:
 
 
 @pytest.fixture
-def bucket(endpoint: ObjectStore, client: Any, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Its location, as a user with credentials in the environment has it."""
-    for name, value in endpoint.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(s3, "_FIRST_PAUSE_SECONDS", 0.001)
+def bucket(s3_store: ObjectStore, client: Any) -> str:
+    """Its location."""
     return f"s3://{BUCKET}/{FOLDER}"
 
 

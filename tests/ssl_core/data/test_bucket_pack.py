@@ -40,12 +40,9 @@ def images(tmp_path: Path, make_image: MakeImage) -> Path:
 
 
 @pytest.fixture
-def client(endpoint: ObjectStore, images: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Any]:
+def client(s3_store: ObjectStore, images: Path) -> Generator[Any]:
     """A client of a bucket that holds the images below `photos`, and nothing else."""
-    for name, value in endpoint.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(s3, "_FIRST_PAUSE_SECONDS", 0.001)
-    made: Any = boto3.client("s3", **endpoint.client_arguments)
+    made: Any = boto3.client("s3", **s3_store.client_arguments)
     if BUCKET not in {one["Name"] for one in made.list_buckets()["Buckets"]}:
         made.create_bucket(Bucket=BUCKET)
     for path in (path for path in images.rglob("*") if path.is_file()):

@@ -1,6 +1,7 @@
 """Objects are written whole or not at all, and what a writer that failed had sent is removed."""
 
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,15 @@ LOCATION = S3Location(BUCKET, "a/set.tar")
 
 
 @pytest.fixture
-def client(endpoint: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Generator[Any]:
+def client(s3_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Generator[Any]:
     """A client of an endpoint with an empty bucket."""
-    for name, value in endpoint.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(s3, "_FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(s3, "_PART_BYTES", PART)
-    made: Any = boto3.client("s3", **endpoint.client_arguments)
+    made: Any = boto3.client("s3", **s3_store.client_arguments)
     if BUCKET not in {one["Name"] for one in made.list_buckets()["Buckets"]}:
         made.create_bucket(Bucket=BUCKET)
     yield made
-    for entry in made.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
-        made.delete_object(Bucket=BUCKET, Key=entry["Key"])
+    for name, _ in list(s3.list_sizes(S3Location(BUCKET, ""))):
+        made.delete_object(Bucket=BUCKET, Key=name)
     s3.abort_uploads(S3Location(BUCKET, ""))
 
 
@@ -103,3 +101,14 @@ def test_uploads_that_a_kill_left_are_found_and_removed(client: Any) -> None:
 def test_a_bucket_that_is_not_there_is_said(client: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write s3://nowhere/x: there is no such bucket"):
         s3.upload(file_of(tmp_path, 10), S3Location("nowhere", "x"), metadata={})
+
+
+def test_listings_go_on_after_their_first_page_of_a_thousand(client: Any) -> None:
+    names = [f"{number:04d}" for number in range(1003)]
+    with ThreadPoolExecutor(8) as pool:
+        for name in names:
+            pool.submit(client.put_object, Bucket=BUCKET, Key=f"many/{name}", Body=b"x")
+            pool.submit(client.create_multipart_upload, Bucket=BUCKET, Key=f"many/{name}.tar")
+    assert list(s3.list_sizes(S3Location(BUCKET, "many"))) == [(name, 1) for name in names]
+    assert s3.abort_uploads(S3Location(BUCKET, "many")) == len(names)
+    assert uploads(client) == []
