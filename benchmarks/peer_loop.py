@@ -31,12 +31,10 @@ from pipelines.config import compose
 from pipelines.plan import Plan, make_plan
 from pipelines.pretrain import bf16_is_fast
 from pipelines.worker import Job, keep_freed_memory, online_knn, run_worker
-from ssl_core.collectives import Collectives
 from ssl_core.data.reader import Reader
 from ssl_core.torchvision_operators import declare_missing
 from ssl_core.train.checkpoint import newest_readable
-from ssl_core.train.context import InProcessContext
-from ssl_core.train.loop import CHECKPOINTS
+from ssl_core.train.context import CHECKPOINTS, InProcessContext
 
 BATCH, RATE, TEMPERATURE = 512, 1.0, 0.2
 WARM_STEPS = 5
@@ -69,15 +67,11 @@ def plan_of(arguments: argparse.Namespace) -> tuple[dict[str, Any], Plan]:
     return values, make_plan(values, workers=1)
 
 
-@dataclass(kw_only=True)
-class TimedContext:
+@dataclass(frozen=True, kw_only=True)
+class TimedContext(InProcessContext):
     """A run that asks to stop when its time is over, and says when each step began."""
 
-    folder: Path
     seconds: float
-    attempt: int = 1
-    collectives: Collectives = field(default_factory=Collectives)
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     began: list[float] = field(default_factory=list[float])
 
     def should_stop(self) -> bool:

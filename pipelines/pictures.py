@@ -31,7 +31,7 @@ from ssl_core.probe.knn import nearest
 from ssl_core.probe.labelled import choose_samples, labelled_set
 from ssl_core.storage.local import atomic_path
 from ssl_core.train.checkpoint import newest_readable
-from ssl_core.train.loop import CHECKPOINTS
+from ssl_core.train.context import CHECKPOINTS
 from ssl_core.types import LaneBatch, ViewBatch
 
 PICTURES = "pictures"

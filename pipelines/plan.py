@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from pipelines.config import typed
@@ -23,7 +24,8 @@ from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder, check_tak
 from ssl_core.optim import OptimConfig
 from ssl_core.storage.cache import CacheConfig
 from ssl_core.storage.local import local_path
-from ssl_core.storage.s3 import is_s3
+from ssl_core.storage.s3 import Folder, folder_at, is_s3
+from ssl_core.train.context import CHECKPOINTS
 from ssl_core.train.step import Precision, StepConfig
 from ssl_core.views.recipes import CropConfig, CropRecipe
 
@@ -132,6 +134,7 @@ class PretrainConfig:
     seed: int = 0
     name: str | None = None
     storage: str = "runs"
+    checkpoints: str | None = None
     init: str | None = None
     plan: bool = False
     register: str | None = None
@@ -224,7 +227,7 @@ class Plan:
 
 def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same configuration with local folders as absolute paths: a worker's present folder is another one."""
-    result = {**values}
+    result = {**values, "checkpoints": _absolute(values["checkpoints"])}
     for section in ("data", "probe"):
         result[section] = {**values[section], **{name: _absolute(values[section][name]) for name in ("train", "val")}}
     if isinstance(values["data"]["cache"], str):
@@ -339,6 +342,15 @@ def _lanes_of_a_node(plan: Plan) -> int:
     lanes = plan.lanes
     workers = lanes.world if plan.config.ray.address is None else min(lanes.world, default_workers())
     return min(lanes.count, len(lanes.owned) * workers)
+
+
+def checkpoint_folder(checkpoints: str | None, run: Path) -> Folder:
+    """Where the checkpoints of the run in the folder `run` are: `<checkpoints>/<name>`, or in that folder.
+
+    Raises:
+        UserError: `checkpoints` is neither a folder nor a bucket.
+    """
+    return run / CHECKPOINTS if checkpoints is None else folder_at(checkpoints) / run.name
 
 
 def probe_data(plan: Plan) -> tuple[DataSet, DataSet] | None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ssl_core.collectives import Collectives
-from ssl_core.train.context import STOP_FILE
+from ssl_core.storage.s3 import Folder
+from ssl_core.train.context import STOP_FILE, Doing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,22 +18,32 @@ class RayContext:
 
     folder: Path
     attempt: int
+    checkpoints: Folder
     collectives: Collectives
     device: torch.device
 
     @classmethod
-    def of_this_worker(cls, folder: Path, attempt: int) -> "RayContext":
+    def of_this_worker(cls, folder: Path, attempt: int, checkpoints: Folder) -> "RayContext":
         """Read rank and world from Ray Train, whose backend has formed the process group."""
         import ray.train
         import ray.train.torch
 
         context = ray.train.get_context()
         collectives = Collectives(rank=context.get_world_rank(), world=context.get_world_size())
-        return cls(folder=folder, attempt=attempt, collectives=collectives, device=ray.train.torch.get_device())
+        return cls(
+            folder=folder,
+            attempt=attempt,
+            checkpoints=checkpoints,
+            collectives=collectives,
+            device=ray.train.torch.get_device(),
+        )
 
     def should_stop(self) -> bool:
         """Whether the driver put the stop file into the run's folder."""
         return (self.folder / STOP_FILE).exists()
+
+    def at(self, step: int, doing: Doing) -> None:
+        """Not watched yet."""
 
 
 def start_ray(address: str | None, *, workers: int) -> None:

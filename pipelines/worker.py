@@ -13,6 +13,7 @@ import torch
 
 from pipelines.plan import (
     Plan,
+    checkpoint_folder,
     checkpoint_interval,
     make_plan,
     probe_data,
@@ -147,4 +148,6 @@ def ray_worker(job: dict[str, Any]) -> dict[str, Any]:
 
     keep_freed_memory()
     work = Job(**job)
-    return vars(run_worker(work, RayContext.of_this_worker(Path(work.folder), work.attempt)))
+    folder = Path(work.folder)
+    context = RayContext.of_this_worker(folder, work.attempt, checkpoint_folder(work.config["checkpoints"], folder))
+    return vars(run_worker(work, context))

@@ -1,13 +1,16 @@
 """Talking to the other workers: the only module that knows `torch.distributed`. At world size 1 nothing moves."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ssl_core.errors import WorkerLost
 
 
 class Pending(Protocol):
@@ -21,6 +24,25 @@ class Pending(Protocol):
 class _Done:
     def wait(self) -> None:
         pass
+
+
+class _UnderWay:
+    def __init__(self, work: Any) -> None:
+        self._work = work
+
+    def wait(self) -> None:
+        with _peers():
+            self._work.wait()
+
+
+@contextmanager
+def _peers() -> Generator[None]:
+    """Within: what is raised means that another worker has left, since all call the same with the same shapes."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WorkerLost(f"the connection to another worker is lost ({said})") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +59,16 @@ class Collectives:
     def sum_(self, x: Tensor) -> Tensor:
         """Add `x` over all workers, in place."""
         if self.world > 1:
-            dist.all_reduce(x)
+            with _peers():
+                dist.all_reduce(x)
         return x
 
     def start_sum_(self, x: Tensor) -> Pending:
         """Begin `sum_`; `x` is not to be touched before the answer was waited for."""
-        return cast(Pending, dist.all_reduce(x, async_op=True)) if self.world > 1 else _Done()
+        if self.world == 1:
+            return _Done()
+        with _peers():
+            return _UnderWay(dist.all_reduce(x, async_op=True))
 
     def gather_rows(self, x: Tensor, counts: Sequence[int]) -> Tensor:
         """Concatenate every worker's rows in rank order.
@@ -60,7 +86,8 @@ class Collectives:
         padded = x.new_zeros(longest, *x.shape[1:])
         padded[: len(x)] = x
         parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
+        with _peers():
+            dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def exchange_rows(self, x: Tensor, order: Tensor, counts: Sequence[int]) -> Tensor:
@@ -84,7 +111,8 @@ class Collectives:
         received = torch.bincount(here, minlength=self.world).tolist()
         sent = x[torch.cat(parts).to(x.device, non_blocking=True)].contiguous()
         found = torch.empty_like(sent)
-        dist.all_to_all_single(found, sent, received, [len(part) for part in parts])
+        with _peers():
+            dist.all_to_all_single(found, sent, received, [len(part) for part in parts])
         result = torch.empty_like(sent)
         result[here.argsort(stable=True).to(x.device, non_blocking=True)] = found
         return result
@@ -94,13 +122,15 @@ class Collectives:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        with _peers():
+            dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
         """Wait for all workers."""
         if self.world > 1:
-            dist.barrier()
+            with _peers():
+                dist.barrier()
 
 
 def start_gloo(rank: int, world: int, address: str, *, timeout_seconds: float = 60.0) -> Collectives:

@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class Resumable(RuntimeError):
     """The run stopped without losing committed work; the same command continues it."""
+
+
+class WorkerLost(Resumable):
+    """A worker of the attempt is gone or hangs: another attempt may do what this one could not."""

@@ -7,13 +7,18 @@ MLflow (`InProcessContext`), which is how it is tested and profiled, and as a Ra
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
 from ssl_core.collectives import Collectives
+from ssl_core.storage.s3 import Folder
 
 STOP_FILE = "stop-requested"
+CHECKPOINTS = "checkpoints"
+
+Doing = Literal["starting", "stepping", "probing", "saving"]
+"""What a worker is at. Only steps are expected to take as long as one another."""
 
 
 class RunContext(Protocol):
@@ -39,8 +44,17 @@ class RunContext(Protocol):
         """Which attempt of the run this is, from 1; names the parts of append-only records."""
         ...
 
+    @property
+    def checkpoints(self) -> Folder:
+        """Where checkpoints are, which all workers reach."""
+        ...
+
     def should_stop(self) -> bool:
         """Whether this worker was asked to stop at the next step boundary; asked every step, so it must be cheap."""
+        ...
+
+    def at(self, step: int, doing: Doing) -> None:
+        """Be told what this worker begins, so that a hang is seen; told every step, so it must be cheap."""
         ...
 
 
@@ -52,7 +66,16 @@ class InProcessContext:
     attempt: int = 1
     collectives: Collectives = field(default_factory=Collectives)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    bucket: Folder | None = None  # where checkpoints are; None: in the run's folder
+
+    @property
+    def checkpoints(self) -> Folder:
+        """In the run's folder, unless `bucket` says where."""
+        return self.bucket or self.folder / CHECKPOINTS
 
     def should_stop(self) -> bool:
         """Whether somebody put the stop file into the run's folder."""
         return (self.folder / STOP_FILE).exists()
+
+    def at(self, step: int, doing: Doing) -> None:
+        """Nobody watches."""

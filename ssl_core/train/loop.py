@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,8 +19,6 @@ from ssl_core.train.profile import profiled, span
 from ssl_core.train.records import Record, audit_line
 from ssl_core.train.step import PendingStep, TrainStep
 from ssl_core.types import LaneBatch
-
-CHECKPOINTS = "checkpoints"
 
 Monitor = Callable[[nn.Module], Mapping[str, float]]
 """Looks at the encoder now and then and gives numbers for the metrics; every worker calls it alike, nothing changes."""
@@ -124,7 +123,8 @@ def train(
 
 def _resume(step: TrainStep, quarantine: Quarantine, context: RunContext) -> tuple[int, list[str]]:
     """Load the newest whole checkpoint, if any: the steps that are done, and what is wrong with newer ones."""
-    checkpoint, complaints = newest_readable(context.folder / CHECKPOINTS)
+    assert isinstance(context.checkpoints, Path), "buckets come with the store of checkpoints"
+    checkpoint, complaints = newest_readable(context.checkpoints)
     found = context.collectives.gather_objects(0 if checkpoint is None else checkpoint.step)
     if len(set(found)) > 1:
         raise Resumable(
@@ -176,7 +176,8 @@ class _Saver:
             checkpoint = Checkpoint(
                 step=done, model=self._step.module.state_dict(), optimizer=self._step.optimizer_state(), state=state
             )
-            save_checkpoint(self._context.folder / CHECKPOINTS, checkpoint, keep=self._config.keep_checkpoints)
+            assert isinstance(self._context.checkpoints, Path), "buckets come with the store of checkpoints"
+            save_checkpoint(self._context.checkpoints, checkpoint, keep=self._config.keep_checkpoints)
         self._last = time.monotonic()
         return self._quarantine.merge(everything)
 

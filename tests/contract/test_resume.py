@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from gloo_pool import GlooPool, TaskFailed
 from tiny_runs import GLOBAL_BATCH, SHARD_SAMPLES, STEPS_PER_EPOCH, TOTAL_STEPS, TinyRun, build, tiny_run
 
 from ssl_core.collectives import Collectives
 from ssl_core.data.quarantine import Quarantine
 from ssl_core.methods import METHODS
+from ssl_core.train.context import InProcessContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
 from ssl_core.train.records import join_parts
 from ssl_core.train.step import Precision
@@ -32,15 +32,11 @@ class Killed(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interrupted:
-    """A `RunContext` that asks to stop, or kills, in the step that is the n-th of the attempt."""
+class Interrupted(InProcessContext):
+    """Asks to stop, or kills, in the step that is the n-th of the attempt."""
 
-    folder: Path
-    attempt: int
-    collectives: Collectives
     stop_in: int | None = None
     kill_in: int | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     asked: list[None] = field(default_factory=list[None])
 
     def should_stop(self) -> bool:
