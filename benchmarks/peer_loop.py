@@ -33,7 +33,7 @@ from pipelines.pretrain import bf16_is_fast
 from pipelines.worker import Job, keep_freed_memory, online_knn, run_worker
 from ssl_core.data.reader import Reader
 from ssl_core.torchvision_operators import declare_missing
-from ssl_core.train.checkpoint import newest_readable
+from ssl_core.train.checkpoint import CheckpointStore
 from ssl_core.train.context import CHECKPOINTS, InProcessContext
 
 BATCH, RATE, TEMPERATURE = 512, 1.0, 0.2
@@ -90,7 +90,7 @@ def ours(arguments: argparse.Namespace) -> tuple[float, nn.Module]:
     with tempfile.TemporaryDirectory() as folder:
         context = TimedContext(folder=Path(folder), seconds=60 * arguments.minutes)
         run_worker(Job(config=values, folder=folder, attempt=1), context)
-        checkpoint, _ = newest_readable(Path(folder) / CHECKPOINTS)
+        checkpoint, _ = CheckpointStore(Path(folder) / CHECKPOINTS).newest_readable()
         assert checkpoint is not None
         encoder = plan.random_encoder()
         prefix = "encoder."

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.plan import Plan, make_plan, probe_data
+from pipelines.plan import Plan, checkpoint_folder, make_plan, probe_data
 from pipelines.run_folder import EXPORT
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.reader import Reader
@@ -30,8 +30,7 @@ from ssl_core.probe.features import ImageInput, centre_square, encode
 from ssl_core.probe.knn import nearest
 from ssl_core.probe.labelled import choose_samples, labelled_set
 from ssl_core.storage.local import atomic_path
-from ssl_core.train.checkpoint import newest_readable
-from ssl_core.train.context import CHECKPOINTS
+from ssl_core.train.checkpoint import CheckpointStore
 from ssl_core.types import LaneBatch, ViewBatch
 
 PICTURES = "pictures"
@@ -107,7 +106,7 @@ def _views(name: str, views_LVbHWK: Pixels) -> Figure:
 def _method_pictures(plan: Plan, folder: Path, batch: LaneBatch) -> dict[str, Figure]:
     """What the method shows of itself, with the weights of the newest checkpoint."""
     name = plan.config.method["name"]
-    checkpoint, _ = newest_readable(folder / CHECKPOINTS)
+    checkpoint, _ = CheckpointStore(checkpoint_folder(plan.config.checkpoints, folder)).newest_readable()
     if checkpoint is None:
         return {}
     method = plan.build_method(plan.random_encoder())

@@ -6,7 +6,7 @@ The driver makes a `Plan` to check all inputs; every worker makes the same one a
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,6 +26,7 @@ from ssl_core.storage.cache import CacheConfig
 from ssl_core.storage.local import local_path
 from ssl_core.storage.s3 import Folder, folder_at, is_s3
 from ssl_core.train.context import CHECKPOINTS
+from ssl_core.train.saver import SaveConfig
 from ssl_core.train.step import Precision, StepConfig
 from ssl_core.views.recipes import CropConfig, CropRecipe
 
@@ -71,14 +72,16 @@ class TrainConfig:
     profile: bool = False
     checkpoint_every: int | str = "10m"
     keep_checkpoints: int = 2
+    store_patience: str = "30m"
+    max_skipped: int = 0
     log_every: int = 10
     health_every: int = 50
 
     def __post_init__(self) -> None:
         """Refuse what no loop can do."""
-        for name in ("keep_checkpoints", "log_every", "health_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name}={getattr(self, name)}: use at least 1")
+        for name, least in {"keep_checkpoints": 1, "log_every": 1, "health_every": 1, "max_skipped": 0}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"train.{name}={getattr(self, name)}: use at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +177,7 @@ class Plan:
             precision=train.precision,
             micro_batch=train.micro_batch,
             compile=train.compile,
+            skip_non_finite=train.max_skipped > 0,
             mean=self.mean,
             std=self.std,
         )
@@ -296,7 +300,7 @@ def check_inputs(plan: Plan) -> None:
         if not is_s3(part.root):
             verify_shards(part, max_bytes=_EAGER_HASH_BYTES // len(parts))
     check_cache(plan)
-    checkpoint_interval(plan.config.train.checkpoint_every)
+    save_config(plan.config.train)
     method = plan.build_method(plan.random_encoder())
     for group in method.recipe.groups:
         check_takes(method.encoder, channels=group.channels, height=group.height, width=group.width)
@@ -377,13 +381,25 @@ def threads_per_worker(plan: Plan) -> int:
     return plan.config.train.threads or max(1, (os.cpu_count() or 1) // plan.lanes.world)
 
 
-def checkpoint_interval(text: int | str) -> tuple[int | None, float | None]:
-    """`train.checkpoint_every` as (steps, seconds), one of which is None; raises UserError."""
-    found = re.fullmatch(r"(\d+)\s*([smh]?)", str(text).strip())
-    if not found or int(found[1]) == 0:
-        raise UserError(f"train.checkpoint_every={text}: write steps (500) or a time (90s, 10m, 2h)")
-    number = int(found[1])
-    return (None, float(number * {"s": 1, "m": 60, "h": 3600}[found[2]])) if found[2] else (number, None)
+def save_config(train: TrainConfig) -> SaveConfig:
+    """When checkpoints are written; raises UserError."""
+    every, patience = str(train.checkpoint_every).strip(), seconds_in(train.store_patience)
+    if patience is None:
+        raise UserError(f"train.store_patience={train.store_patience}: write a time (90s, 10m, 2h)")
+    config = SaveConfig(keep=train.keep_checkpoints, patience_seconds=patience)
+    if re.fullmatch(r"0*[1-9]\d*", every):
+        return replace(config, every_steps=int(every))
+    seconds = seconds_in(every)
+    if seconds is None:
+        raise UserError(f"train.checkpoint_every={every}: write steps (500) or a time (90s, 10m, 2h)")
+    return replace(config, every_seconds=seconds)
+
+
+def seconds_in(text: str) -> float | None:
+    """`90s`, `10m` or `2h` in seconds; None where it is nothing of the kind, or no time at all."""
+    found = re.fullmatch(r"(\d+)\s*([smh])", text.strip())
+    seconds = int(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0
+    return float(seconds) if seconds else None
 
 
 def _total_steps(train: TrainConfig, schedule: Schedule) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from ssl_core.errors import UserError
 from ssl_core.storage.local import local_path, publish_bytes
+from ssl_core.train.identity import differences
 
 FORMAT = 1
 RUN_FILE, SUMMARY_FILE, PROBE_FILE = "run.json", "summary.json", "probe.json"
@@ -52,7 +53,7 @@ class RunFolder:
         if not (path / RUN_FILE).exists():
             return cls(path, RunRecord(name=name, identity=identity, config=config))
         record = read_record(path)
-        changed = _differences(record.identity, identity)
+        changed = differences(record.identity, identity)
         if changed:
             raise UserError(
                 f"run {name} in {storage} was made with another configuration: {'; '.join(changed[:3])}; use another "
@@ -126,14 +127,3 @@ def find_run(run: str, storage: str) -> Path:
     raise UserError(
         f"there is no run {run} (neither as a folder nor below {storage}): python -m pipelines.runs lists them"
     )
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += _differences(cast(dict[str, Any], before), cast(dict[str, Any], after), f"{prefix}{name}.")
-        elif before != after:
-            found.append(f"{prefix}{name} was {before}, now {after}")
-    return found

@@ -14,9 +14,9 @@ import torch
 from pipelines.plan import (
     Plan,
     checkpoint_folder,
-    checkpoint_interval,
     make_plan,
     probe_data,
+    save_config,
     steps_to_prepare,
     threads_per_worker,
 )
@@ -125,14 +125,12 @@ def online_knn(plan: Plan, context: RunContext) -> OnlineKNN | None:
 def loop_config(plan: Plan) -> LoopConfig:
     """What the loop does besides stepping."""
     train_config = plan.config.train
-    every_steps, every_seconds = checkpoint_interval(train_config.checkpoint_every)
     return LoopConfig(
         total_steps=plan.total_steps,
         steps_per_epoch=plan.schedule.steps_per_epoch,
         global_batch=plan.lanes.global_batch,
-        checkpoint_every_steps=every_steps,
-        checkpoint_every_seconds=every_seconds,
-        keep_checkpoints=train_config.keep_checkpoints,
+        save=save_config(train_config),
+        max_skipped=train_config.max_skipped,
         log_every=train_config.log_every,
         health_every=train_config.health_every,
         monitor_every=plan.schedule.steps_per_epoch * plan.config.probe.every if plan.config.probe.every else None,

@@ -4,6 +4,7 @@ Legend: C lanes of the global batch, L lanes in this value, b samples a lane, V 
 channels. Rows are always lane-major: (lane, view, sample).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -70,3 +71,8 @@ class StepResult:
     loss: float
     gradient_norm: float
     signals: tuple[float, ...]
+
+    @property
+    def finite(self) -> bool:
+        """Whether the step was committed: of one whose loss or gradient is not finite, nothing was."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)

@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,7 +33,15 @@ _MOST_PARTS = 10_000  # of one upload, says S3
 _THREADS = 8  # parts of one object at a time
 _ATTEMPTS = 8
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
-_TEMPORARY_CODES = ("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequestsException")
+_MOST_KEYS = 1000  # of one call that removes objects, says S3
+_TEMPORARY_CODES = (
+    "RequestTimeout",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequestsException",
+    "ConditionalRequestConflict",
+)
 _making_a_client = Lock()
 _Answer = TypeVar("_Answer")
 
@@ -151,6 +159,30 @@ def write_bytes(location: S3Location, data: bytes, *, metadata: Mapping[str, str
     _persist(f"write {location}", lambda: _client().put_object(Body=data, **place))
 
 
+def create(location: S3Location, data: bytes) -> bool:
+    """Make a small object, unless there is one; whether what is there now is `data`.
+
+    Two processes that make different objects of one name: one of them succeeds.
+    """
+    place: dict[str, Any] = {"Bucket": location.bucket, "Key": location.key, "IfNoneMatch": "*"}
+    try:
+        _persist(f"write {location}", lambda: _client().put_object(Body=data, **place))
+    except _Exists:  # somebody else's, or this one's: the answer to the first try was lost
+        return read_bytes(location) == data
+    return True
+
+
+def remove(location: S3Location, names: Iterable[str]) -> None:
+    """Remove objects below a location; those that are gone already are no error."""
+    keys = [(location / name).key for name in names]
+    for start in range(0, len(keys), _MOST_KEYS):
+        listed = {"Objects": [{"Key": key} for key in keys[start : start + _MOST_KEYS]], "Quiet": True}
+        _persist(
+            f"remove objects of {location}",
+            lambda listed=listed: _client().delete_objects(Bucket=location.bucket, Delete=listed),
+        )
+
+
 def upload(path: Path, location: S3Location, *, metadata: Mapping[str, str]) -> None:
     """Make an object of a file's bytes, or replace it; large files go in parallel parts.
 
@@ -238,6 +270,10 @@ class _Missing(Exception):
     """No such object."""
 
 
+class _Exists(Exception):
+    """There is such an object already."""
+
+
 class _Broken(Exception):
     """A body that is not as long as it should be."""
 
@@ -290,6 +326,8 @@ def _refuse_what_stays_wrong(what: str, error: Any) -> None:
         return
     if code in ("NoSuchKey", "NoSuchUpload", "404"):
         raise _Missing from error
+    if status == 412:
+        raise _Exists from error
     if code == "NoSuchBucket":
         raise UserError(f"cannot {what}: there is no such bucket") from error
     raise UserError(f"cannot {what}: {_said(error)}: check the credentials and the endpoint") from error

@@ -4,19 +4,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ssl_core.collectives import Collectives
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.quarantine import Quarantine
-from ssl_core.errors import Resumable
-from ssl_core.train.checkpoint import Checkpoint, newest_readable, save_checkpoint
+from ssl_core.errors import Resumable, UserError
+from ssl_core.train.checkpoint import Checkpoint, CheckpointStore
 from ssl_core.train.context import RunContext
 from ssl_core.train.health import CollapseWatch, measure
+from ssl_core.train.identity import differences
 from ssl_core.train.profile import profiled, span
 from ssl_core.train.records import Record, audit_line
+from ssl_core.train.saver import SaveConfig, Saver
 from ssl_core.train.step import PendingStep, TrainStep
 from ssl_core.types import LaneBatch
 
@@ -24,20 +26,39 @@ Monitor = Callable[[nn.Module], Mapping[str, float]]
 """Looks at the encoder now and then and gives numbers for the metrics; every worker calls it alike, nothing changes."""
 
 
+class NonFiniteLoss(Resumable):
+    """The loss or its gradient is not finite; nothing of the step was committed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What the loop does besides stepping; none of it changes the weights."""
+    """What the loop does besides stepping; none of it changes the weights.
+
+    Attributes:
+        total_steps: the run's.
+        steps_per_epoch: the run's.
+        global_batch: samples a step.
+        save: when checkpoints are written and which are kept.
+        log_every: steps between lines of the metrics.
+        health_every: steps between looks at the features.
+        health_samples: how many of the batch's these are of.
+        monitor_every: steps between calls of the monitor.
+        max_skipped: steps whose loss is not finite that are left out before the run stops (with a `TrainStep` that
+            was told to skip them).
+        profile: write where a step's time goes.
+        audit: write what each step saw.
+        identity: what the weights depend on: a checkpoint with another one is refused.
+    """
 
     total_steps: int
     steps_per_epoch: int
     global_batch: int
-    checkpoint_every_steps: int | None = None
-    checkpoint_every_seconds: float | None = 600.0
-    keep_checkpoints: int = 2
+    save: SaveConfig = field(default_factory=SaveConfig)
     log_every: int = 10
     health_every: int = 50
     health_samples: int = 128
     monitor_every: int | None = None
+    max_skipped: int = 0
     profile: bool = False
     audit: bool = False
     identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -70,26 +91,45 @@ def train(
     end. A step's result is read once the next step is under way, so that the device never waits for the host.
     `complaints` are lines for the run's events.
     """
-    first, damaged = _resume(step, quarantine, context)
+    collectives, lead = context.collectives, context.collectives.rank == 0
+    context.at(0, "starting")
+    store = CheckpointStore(context.checkpoints, attempt=context.attempt)
+    if lead:
+        store.claim()
+    collectives.barrier()
+    start = _resume(step, quarantine, config, store, collectives)
+    first = start.step
     quarantine.stop_if(first < config.total_steps and quarantine.exceeded(0))  # as it was when the run stopped
     meter = _Meter(config.global_batch, window=config.log_every)
-    saver = _Saver(step, quarantine, config, context)
     records = _Records(config, context, first)
-    for complaint in (*complaints, *damaged):
+    skipped = list(start.skipped)
+    saver = Saver(
+        store,
+        config.save,
+        quarantine,
+        collectives,
+        total_steps=config.total_steps,
+        steps_per_epoch=config.steps_per_epoch,
+        state=lambda done: _checkpoint(step, done, config, skipped),
+        before=records.sync,
+        say=records.event,
+    )
+    saver.resume(first, start.best)
+    for complaint in (*complaints, *start.complaints):
         records.event(first, complaint)
-    results = _Results(step, quarantine, config, context, records, meter, first)
+    results = _Results(step, quarantine, config, context, records, meter, first, skipped, saver)
     watch = CollapseWatch()
     done = first
-    lead = context.collectives.rank == 0
     batches = meter.waiting(loader.stream(first, config.total_steps))
     if config.profile and lead:
         batches = profiled(batches, context.folder)
     try:
         for batch in batches:
+            context.at(done, "stepping" if done > first else "starting")
             pending = step(
                 batch,
                 signals=(
-                    float(lead and context.should_stop()),
+                    float(lead and (context.should_stop() or saver.gives_up())),
                     float(lead and saver.due_by_clock(batch.step + 2)),  # heard when the next step is under way
                     float(quarantine.num_found),
                 ),
@@ -100,17 +140,27 @@ def train(
                 looks = measure(step.features(batch, samples=config.health_samples))
                 if complaint := watch.complaint(looks):
                     records.event(done, complaint)
+            best = False
             if monitor and config.monitor_every and done % config.monitor_every == 0:
-                looks |= monitor(step.encoder)
+                context.at(done, "probing")
+                seen = monitor(step.encoder)
+                best = saver.is_best(done, seen)
+                looks |= seen
             verdict = results.of_the_step_before(batch, pending, looks)
-            if verdict.any() or saver.due_by_step(done):
+            if verdict.any() or best or saver.due_by_step(done):
                 verdict = results.of_this_step(verdict)  # what is saved must be known to be good
+                context.at(done, "saving")
                 if unreadable := saver.save(done):
                     records.event(done, _about(unreadable))
+            saver.look()
+            if verdict.stop or verdict.too_many or done == config.total_steps:
+                context.at(done, "saving")
+                saver.finish(done, context.should_stop)
             quarantine.stop_if(verdict.too_many and quarantine.exceeded(0))  # once all know what each had found
             if verdict.stop:
                 break
     finally:
+        saver.close()
         records.close()
     return LoopResult(
         steps=done,
@@ -121,22 +171,50 @@ def train(
     )
 
 
-def _resume(step: TrainStep, quarantine: Quarantine, context: RunContext) -> tuple[int, list[str]]:
-    """Load the newest whole checkpoint, if any: the steps that are done, and what is wrong with newer ones."""
-    assert isinstance(context.checkpoints, Path), "buckets come with the store of checkpoints"
-    checkpoint, complaints = newest_readable(context.checkpoints)
-    found = context.collectives.gather_objects(0 if checkpoint is None else checkpoint.step)
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """Where an attempt begins."""
+
+    step: int = 0
+    best: Mapping[str, Any] | None = None
+    skipped: Sequence[int] = ()
+    complaints: Sequence[str] = ()
+
+
+def _resume(
+    step: TrainStep, quarantine: Quarantine, config: LoopConfig, store: CheckpointStore, collectives: Collectives
+) -> _Start:
+    """Load the newest whole checkpoint, if any."""
+    checkpoint, complaints = store.newest_readable()
+    found = collectives.gather_objects(0 if checkpoint is None else checkpoint.step)
     if len(set(found)) > 1:
         raise Resumable(
-            f"workers found checkpoints of different steps {found} in {context.folder}: "
-            "all nodes must share that folder; the same command tries again"
+            f"workers found checkpoints of different steps {found} at {store.folder}: "
+            "all nodes must share that place; the same command tries again"
         )
     if checkpoint is None:
-        return 0, complaints
+        return _Start(complaints=complaints)
+    changed = differences(checkpoint.state["identity"], config.identity)
+    if changed:
+        raise UserError(
+            f"the checkpoints at {store.folder} were made with another configuration: {'; '.join(changed[:3])}; use "
+            "another name or the same values"
+        )
     step.module.load_state_dict(checkpoint.model)
     step.load_optimizer_state(checkpoint.optimizer)
     quarantine.restore(checkpoint.state["quarantine"])
-    return checkpoint.step, complaints
+    return _Start(
+        step=checkpoint.step,
+        best=checkpoint.state["best"],
+        skipped=checkpoint.state["skipped"],
+        complaints=complaints,
+    )
+
+
+def _checkpoint(step: TrainStep, done: int, config: LoopConfig, skipped: Sequence[int]) -> Checkpoint:
+    """The state after `done` steps, as it is now."""
+    state = {"identity": dict(config.identity), "skipped": list(skipped)}
+    return Checkpoint(step=done, model=step.module.state_dict(), optimizer=step.optimizer_state(), state=state)
 
 
 def _about(unreadable: Mapping[int, str]) -> str:
@@ -144,42 +222,6 @@ def _about(unreadable: Mapping[int, str]) -> str:
     position, reason = min(unreadable.items())
     more = f" and {len(unreadable) - 1:,} more" if len(unreadable) > 1 else ""
     return f"quarantined, as it does not decode: the sample at position {position} ({reason}){more}"
-
-
-class _Saver:
-    """Decides when a checkpoint is due, and writes it on rank 0."""
-
-    def __init__(self, step: TrainStep, quarantine: Quarantine, config: LoopConfig, context: RunContext) -> None:
-        self._step, self._quarantine, self._config, self._context = step, quarantine, config, context
-        self._last = time.monotonic()
-
-    def due_by_step(self, done: int) -> bool:
-        """Whether the state after `done` steps is to be kept; every worker knows."""
-        every = self._config.checkpoint_every_steps
-        return done == self._config.total_steps or (every is not None and done % every == 0)
-
-    def due_by_clock(self, done: int) -> bool:
-        """The same by rank 0's clock; an epoch's end within a minute of the last checkpoint is not kept."""
-        config, age = self._config, time.monotonic() - self._last
-        if config.checkpoint_every_steps is not None:
-            return False
-        every = config.checkpoint_every_seconds or 600.0
-        return age >= every or (done % config.steps_per_epoch == 0 and age >= min(60.0, every))
-
-    def save(self, done: int) -> dict[int, str]:
-        """Write one checkpoint; what the workers quarantined since the last one, which all know now."""
-        found = self._context.collectives.gather_objects(self._quarantine.snapshot())
-        everything = {position: reason for part in found for position, reason in part.items()}
-        if self._context.collectives.rank == 0:
-            listed = {str(position): reason for position, reason in sorted(everything.items())}
-            state = {"identity": dict(self._config.identity), "quarantine": listed}
-            checkpoint = Checkpoint(
-                step=done, model=self._step.module.state_dict(), optimizer=self._step.optimizer_state(), state=state
-            )
-            assert isinstance(self._context.checkpoints, Path), "buckets come with the store of checkpoints"
-            save_checkpoint(self._context.checkpoints, checkpoint, keep=self._config.keep_checkpoints)
-        self._last = time.monotonic()
-        return self._quarantine.merge(everything)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,9 +249,12 @@ class _Results:
         records: "_Records",
         meter: "_Meter",
         first: int,
+        skipped: list[int],
+        saver: Saver,
     ) -> None:
         self._step, self._quarantine, self._config, self._context = step, quarantine, config, context
         self._records, self._meter, self._first = records, meter, first
+        self._skipped, self._saver = skipped, saver
         self._ahead: tuple[LaneBatch, PendingStep, dict[str, float]] | None = None
 
     def of_the_step_before(self, batch: LaneBatch, pending: PendingStep, looks: dict[str, float]) -> _Verdict:
@@ -229,6 +274,8 @@ class _Results:
             return _Verdict()
         (batch, pending, looks), self._ahead = self._ahead, None
         result = pending.result()
+        if not result.finite:
+            self._skip(batch.step, pending.trouble(result))
         self._meter.step_done()
         if self._config.audit:
             self._records.audit(audit_line(batch, result.loss, self._context.collectives))
@@ -246,6 +293,19 @@ class _Results:
             epoch = done / self._config.steps_per_epoch
             self._records.metrics({"step": done, "epoch": epoch, **values, **self._meter.rates()})
         return _Verdict(stop=stop > 0, save=save > 0, too_many=self._quarantine.exceeded(int(num_found)))
+
+    def _skip(self, step: int, trouble: str) -> None:
+        """Bear that nothing of a step was committed, where that is allowed; raises NonFiniteLoss."""
+        if len(self._skipped) >= self._config.max_skipped:
+            good = self._saver.last_good
+            raise NonFiniteLoss(
+                f"{trouble}; nothing of the step was kept, the last good checkpoint is "
+                f"{f'step {good}' if good else 'the beginning'}: lower optim.base_rate or use train.precision=fp32, "
+                "under a new name, or leave such steps out with train.max_skipped"
+            )
+        self._skipped.append(step)
+        left = self._config.max_skipped - len(self._skipped)
+        self._records.event(step, f"warning: step {step} is left out: {trouble} {left} more may be (train.max_skipped)")
 
 
 class _Records:
@@ -275,6 +335,10 @@ class _Records:
     def _append(self, kind: str, line: dict[str, Any]) -> None:
         if kind in self._parts:
             self._parts[kind].append(line)
+
+    def sync(self) -> None:
+        for record in self._parts.values():
+            record.sync()
 
     def close(self) -> None:
         for record in self._parts.values():

@@ -4,12 +4,15 @@ A line is one JSON object with a `step`. A later attempt starts from a checkpoin
 its lines replace those of earlier attempts from its first step on; a line that a kill cut short is ignored.
 """
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO, cast
+from threading import Lock
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,23 +22,54 @@ from ssl_core.types import LaneBatch
 
 
 class Record:
-    """Appends lines to `<folder>/<kind>/attempt-0001.jsonl`; each line reaches the file system at once."""
+    """Appends lines to `<folder>/<kind>/attempt-0001.jsonl`; each line reaches the file system at once.
+
+    Lines that a full disk does not take wait in memory, in whole, for the next call.
+    """
 
     def __init__(self, folder: Path, kind: str, *, attempt: int, first_step: int) -> None:
         path = part_path(folder, kind, attempt)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = path.open("w", encoding="utf-8", buffering=1)
-        self._file.write(json.dumps({"first_step": first_step}) + "\n")
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._size = 0
+        self._waiting = b""
+        self._lock = Lock()
+        self.append({"first_step": first_step})
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write one line."""
-        self._file.write(json.dumps(line) + "\n")
+        """Write one line, and those that wait."""
+        with self._lock:
+            self._waiting += json.dumps(line).encode() + b"\n"
+            with suppress(OSError):
+                self._write()
+
+    def sync(self) -> None:
+        """Have all lines survive a power failure; raises OSError where the disk takes no more."""
+        with self._lock:
+            self._write()
+        os.fsync(self._file)
 
     def close(self) -> None:
-        """Flush to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Have all lines on the disk, where it takes them."""
+        with suppress(OSError):
+            self.sync()
+        os.close(self._file)
+
+    def _write(self) -> None:
+        while self._waiting:
+            try:
+                written = os.pwrite(self._file, self._waiting, self._size)
+            except OSError:
+                os.ftruncate(self._file, self._size)
+                raise
+            if written < len(self._waiting):  # the disk is full in the middle of a line: the next call says so
+                whole = self._waiting.rfind(b"\n", 0, written) + 1
+                written = whole
+                os.ftruncate(self._file, self._size + whole)
+                if not whole:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._size += written
+            self._waiting = self._waiting[written:]
 
 
 def part_path(folder: Path, kind: str, attempt: int) -> Path:

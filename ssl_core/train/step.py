@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ssl_core import rng
 from ssl_core.collectives import Collectives
-from ssl_core.errors import Resumable, UserError
+from ssl_core.errors import UserError
 from ssl_core.lanes import Lanes
 from ssl_core.methods.base import Method, StepInfo, as_module
 from ssl_core.nn.backbones import layer_scales
@@ -44,41 +44,34 @@ class StepConfig:
     precision: Precision = "fp32"
     micro_batch: int | None = None
     compile: bool = False
+    skip_non_finite: bool = False
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-
-
-class NonFiniteLoss(Resumable):
-    """The loss or its gradient is not finite; nothing of the step was committed."""
 
 
 class PendingStep:
     """A step that the device may still be computing; reading its result waits for it."""
 
     def __init__(self, batch: LaneBatch, values: Tensor) -> None:
-        self._step, self._positions = batch.step, batch.positions
+        self._batch = batch
         self._values = values.to("cpu", non_blocking=True)
         self._done = torch.cuda.Event() if values.is_cuda else None
         if self._done is not None:
             self._done.record()
 
     def result(self) -> StepResult:
-        """What the step says.
-
-        Raises:
-            NonFiniteLoss: on every worker alike.
-        """
+        """What the step says, the same on every worker."""
         if self._done is not None:
             self._done.synchronize()
         norm, loss, *signals = self._values.tolist()
-        if not np.isfinite([loss, norm]).all():
-            what = f"gradient's norm at step {self._step} is {norm}" if np.isfinite(loss) else None
-            raise NonFiniteLoss(
-                f"the {what or f'loss at step {self._step} is {loss}'}; this worker's samples: "
-                f"{self._positions.ravel().tolist()[:8]} …; nothing of the step was kept: "
-                "lower optim.base_rate or use train.precision=fp32, under a new name"
-            )
         return StepResult(loss=loss, gradient_norm=norm, signals=tuple(signals))
+
+    def trouble(self, result: StepResult) -> str:
+        """What to tell a user of a step that is not finite."""
+        step = self._batch.step
+        norm = f"gradient's norm at step {step} is {result.gradient_norm}" if np.isfinite(result.loss) else None
+        samples = self._batch.positions.ravel().tolist()[:8]
+        return f"the {norm or f'loss at step {step} is {result.loss}'}; this worker's samples: {samples} …"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +103,7 @@ class TrainStep:
     """Owns the optimiser and changes the method's state.
 
     The host never waits for the device: a step whose loss or gradient is not finite changes nothing, nor does any step
-    after it, by a flag on the device; the host hears of it when it reads the step's result.
+    after it (unless `skip_non_finite`), by a flag on the device; the host hears of it when it reads the step's result.
     """
 
     def __init__(
@@ -167,7 +160,8 @@ class TrainStep:
                 statistics = self._gather(statistics, 1)
         with span("optimiser"):
             norm = self._gradients.norm().double()
-            self._finite = self._finite & norm.isfinite() & said[0].isfinite()
+            finite = norm.isfinite() & said[0].isfinite()
+            self._finite = finite if self._config.skip_non_finite else finite & self._finite
             self._commit(info, rows, statistics)
         return PendingStep(batch, torch.cat([norm.view(1), said]))
 

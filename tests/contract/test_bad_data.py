@@ -17,7 +17,7 @@ from ssl_core.data.loader import LaneLoader, Schedule
 from ssl_core.data.manifest import load_manifest, save_manifest
 from ssl_core.data.reader import Reader
 from ssl_core.lanes import Lanes
-from ssl_core.train.checkpoint import newest_readable
+from ssl_core.train.checkpoint import CheckpointStore
 from ssl_core.train.loop import LoopResult, train
 from ssl_core.train.records import join_parts
 from ssl_core.views.recipes import CropRecipe
@@ -60,7 +60,7 @@ def attempt(
 
 
 def listed(folder: Path) -> dict[str, str]:
-    checkpoint, _ = newest_readable(folder / "checkpoints")
+    checkpoint, _ = CheckpointStore(folder / "checkpoints").newest_readable()
     assert checkpoint is not None
     return checkpoint.state["quarantine"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_core.collectives import Collectives
 from ssl_core.methods.moco import MoCo
-from ssl_core.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssl_core.train.checkpoint import Checkpoint, CheckpointStore
 
 pytestmark = pytest.mark.slow
 STEPS, STOPPED = 20, 2 * STEPS_PER_EPOCH + 1
@@ -20,14 +20,16 @@ def train(collectives: Collectives, run: TinyRun, saved: Path | None, first: int
     """Steps from `first` to `last`, on from a checkpoint and into one where a folder is named: the queue."""
     step, loader = build(run, collectives, total_steps=STEPS)
     if first and saved is not None:
-        found = load_checkpoint(saved / f"step-{first:08d}")
+        found, _ = CheckpointStore(saved).newest_readable()
+        assert found is not None
+        assert found.step == first
         step.module.load_state_dict(found.model)
         step.load_optimizer_state(found.optimizer)
     for batch in loader.stream(first, last):
         step(batch)
     if saved is not None and collectives.rank == 0:
         model, optimizer = step.module.state_dict(), step.optimizer_state()
-        save_checkpoint(saved, Checkpoint(step=last, model=model, optimizer=optimizer, state={}))
+        CheckpointStore(saved).save(Checkpoint(step=last, model=model, optimizer=optimizer, state={}))
     assert isinstance(step.module, MoCo)
     return step.module.queue.rows.clone(), int(step.module.queue.next)
 

@@ -14,6 +14,7 @@ from ssl_core.methods import METHODS
 from ssl_core.train.context import InProcessContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
 from ssl_core.train.records import join_parts
+from ssl_core.train.saver import SaveConfig
 from ssl_core.train.step import Precision
 
 pytestmark = pytest.mark.slow
@@ -21,7 +22,7 @@ CONFIG = LoopConfig(
     total_steps=TOTAL_STEPS,
     steps_per_epoch=STEPS_PER_EPOCH,
     global_batch=GLOBAL_BATCH,
-    checkpoint_every_steps=3,
+    save=SaveConfig(every_steps=3),
     log_every=1,
     audit=True,
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssl_core.collectives import Collectives
 from ssl_core.methods import METHODS
-from ssl_core.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssl_core.train.checkpoint import Checkpoint, CheckpointStore
 from ssl_core.train.step import Precision, TrainStep
 
 
@@ -35,10 +35,11 @@ def test_a_run_put_back_from_files_goes_on_to_the_bit(tmp_path: Path, name: str,
     for batch in batches[:3]:
         step(batch)
     model, optimizer = step.module.state_dict(), step.optimizer_state()
-    path = save_checkpoint(tmp_path, Checkpoint(step=3, model=model, optimizer=optimizer, state={}))
+    CheckpointStore(tmp_path).save(Checkpoint(step=3, model=model, optimizer=optimizer, state={}))
     resumed, _ = build(tiny_run(name), Collectives(), precision=precision)
     assert not same(everything(resumed), everything(step))
-    found = load_checkpoint(path)
+    found, _ = CheckpointStore(tmp_path).newest_readable()
+    assert found is not None
     resumed.module.load_state_dict(found.model)
     resumed.load_optimizer_state(found.optimizer)
     assert same(everything(resumed), everything(step))

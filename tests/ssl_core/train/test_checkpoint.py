@@ -2,23 +2,22 @@
 
 import json
 import os
-import shutil
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import torch
 
+from cluster.object_store import ObjectStore
 from ssl_core.errors import UserError
-from ssl_core.train.checkpoint import (
-    Checkpoint,
-    all_checkpoints,
-    load_checkpoint,
-    newest_readable,
-    save_checkpoint,
-)
+from ssl_core.storage.files import files_at
+from ssl_core.storage.s3 import Folder, S3Location
+from ssl_core.train.checkpoint import Checkpoint, CheckpointStore, DamagedError, SupersededError
 
 FILES = ("manifest.json", "model.safetensors", "optimizer.safetensors", "state.json")
 
@@ -52,30 +51,109 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path / "run" / "checkpoints", example(12))
-    assert path.name == "step-00000012"
-    assert names(path) == sorted(FILES)
-    assert same(load_checkpoint(path), example(12))
+def save(folder: Path, step: int, *, attempt: int = 1, **how: Any) -> Path:
+    """The folder of what was saved."""
+    CheckpointStore(folder, attempt=attempt).save(example(step), **how)
+    return folder / f"step-{step:08d}.attempt-{attempt:04d}"
+
+
+def saved(folder: Path) -> list[tuple[int, int]]:
+    return [(one.step, one.attempt) for one in CheckpointStore(folder).saved()]
+
+
+@pytest.fixture(params=["disk", pytest.param("bucket", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """An empty folder of each kind."""
+    if request.param == "disk":
+        return tmp_path / "run" / "checkpoints"
+    store: ObjectStore = request.getfixturevalue("s3_store")
+    bucket = f"checkpoints-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3", **store.client_arguments).create_bucket(Bucket=bucket)
+    return S3Location(bucket, "runs/first")
+
+
+def test_what_was_saved_is_loaded(place: Folder) -> None:
+    store = CheckpointStore(place)
+    assert store.newest_readable() == (None, [])
+    store.claim()
+    store.save(example(12))
+    (one,) = store.saved()
+    assert one.name == "step-00000012.attempt-0001"
+    assert files_at(place).names() == ["claims/attempt-0001", *sorted(f"{one.name}/{name}" for name in FILES)]
+    assert same(store.load(one), example(12))
+
+
+def test_large_tensors_come_back(place: Folder) -> None:
+    large = torch.arange(5_000_000, dtype=torch.float32)  # more than one part of an upload
+    store = CheckpointStore(place)
+    store.save(replace(example(1), model={"large": large}))
+    found, complaints = store.newest_readable()
+    assert found is not None
+    assert complaints == []
+    assert torch.equal(found.model["large"], large)
 
 
 def test_same_state_same_bytes(tmp_path: Path) -> None:
-    one, other = save_checkpoint(tmp_path / "a", example(3)), save_checkpoint(tmp_path / "b", example(3))
+    one, other = save(tmp_path / "a", 3), save(tmp_path / "b", 3)
     assert [(one / name).read_bytes() for name in FILES] == [(other / name).read_bytes() for name in FILES]
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
+def test_the_newest_are_kept(place: Folder, keep: int) -> None:
+    store = CheckpointStore(place)
     for step in (2, 4, 9, 10, 11):
-        save_checkpoint(tmp_path, example(step), keep=keep)
-    assert names(tmp_path) == [f"step-{step:08d}" for step in (9, 10, 11)][-keep:]
-    checkpoint, complaints = newest_readable(tmp_path)
+        store.save(example(step), keep=keep)
+    assert [one.step for one in store.saved()] == [11, 10, 9][:keep]
+    assert {name.partition("/")[0] for name in files_at(place).names()} == {one.name for one in store.saved()}
+    checkpoint, complaints = store.newest_readable()
     assert checkpoint is not None
     assert (checkpoint.step, complaints) == (11, [])
 
 
-def test_no_checkpoint_is_none(tmp_path: Path) -> None:
-    assert newest_readable(tmp_path / "nothing") == (None, [])
+def test_the_best_is_kept_besides(place: Folder) -> None:
+    store = CheckpointStore(place)
+    for step, best in ((2, None), (4, 4), (6, 4), (8, 4), (10, 10), (12, 10), (14, 10)):
+        store.save(example(step), keep=2, best=best)
+    assert [one.step for one in store.saved()] == [14, 12, 10]
+
+
+def test_a_later_attempt_fences_an_earlier_one(place: Folder) -> None:
+    zombie, store = CheckpointStore(place, attempt=1), CheckpointStore(place, attempt=2)
+    zombie.claim()
+    zombie.save(example(10))
+    store.claim()
+    with pytest.raises(SupersededError, match="attempt 2 has taken over the run, attempt 1 ends"):
+        zombie.save(example(20))
+    with pytest.raises(SupersededError, match="attempt 2 has taken over"):
+        zombie.claim()
+    assert [(one.step, one.attempt) for one in store.saved()] == [(10, 1)]
+    store.save(example(15), resumed_from=10)
+    assert [(one.step, one.attempt) for one in store.saved()] == [(15, 2), (10, 1)]
+
+
+def test_two_drivers_cannot_begin_the_same_attempt(place: Folder) -> None:
+    CheckpointStore(place, attempt=4).claim()
+    with pytest.raises(SupersededError, match=r"attempt 4 .*was begun by somebody else"):
+        CheckpointStore(place, attempt=4).claim()
+
+
+def test_an_attempt_that_is_killed_while_it_saves_leaves_nothing_behind(place: Folder) -> None:
+    store = CheckpointStore(place)
+    store.save(example(10))
+    with suppress(Killed), files_at(place).writing("step-00000020.attempt-0001/model.safetensors") as path:
+        path.write_bytes(b"half")
+        raise Killed
+    with files_at(place).writing("step-00000030.attempt-0001/model.safetensors") as path:
+        path.write_bytes(b"one of three")
+    assert [one.step for one in store.saved()] == [10]
+    later = CheckpointStore(place, attempt=2)
+    later.claim()
+    (left,) = later.saved()
+    assert {name.partition("/")[0] for name in files_at(place).names()} == {"claims", left.name}
+
+
+class Killed(BaseException):
+    """What stands here for a kill."""
 
 
 def flip_last_byte(path: Path) -> None:
@@ -111,104 +189,126 @@ DAMAGES: list[Callable[[Path], None]] = [flip_last_byte, flip_middle_bit, cut, e
 def test_a_damaged_one_is_named_and_the_one_before_is_taken(
     tmp_path: Path, damage: Callable[[Path], None], name: str
 ) -> None:
-    save_checkpoint(tmp_path, example(1))
-    newest = save_checkpoint(tmp_path, example(2))
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
     damage(newest / name)
-    with pytest.raises(UserError, match=str(newest)):
-        load_checkpoint(newest)
-    checkpoint, complaints = newest_readable(tmp_path)
+    checkpoint, complaints = CheckpointStore(tmp_path).newest_readable()
     assert checkpoint is not None
     assert same(checkpoint, example(1))
+    if name == "manifest.json" and not (newest / name).is_file():
+        assert complaints == []  # as if it had never been completed
+        return
     (complaint,) = complaints
     assert str(newest) in complaint
     assert "falling back to the one before" in complaint
     assert "\n" not in complaint
 
 
+@pytest.mark.s3
+def test_a_damaged_object_is_named_and_the_one_before_is_taken(s3_store: ObjectStore) -> None:
+    client = boto3.client("s3", **s3_store.client_arguments)
+    client.create_bucket(Bucket="damaged")
+    store = CheckpointStore(S3Location("damaged", "run"))
+    for step in (1, 2, 3):
+        store.save(example(step), keep=3)
+    client.put_object(Bucket="damaged", Key="run/step-00000003.attempt-0001/model.safetensors", Body=b"x")
+    client.delete_object(Bucket="damaged", Key="run/step-00000002.attempt-0001/state.json")
+    checkpoint, complaints = store.newest_readable()
+    assert checkpoint is not None
+    assert same(checkpoint, example(1))
+    assert "model.safetensors differs from its checksum" in complaints[0]
+    assert "there is no object s3://damaged/run/step-00000002.attempt-0001/state.json" in complaints[1]
+
+
 def test_no_flipped_bit_of_the_manifest_gives_another_state(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, example(2)) / "manifest.json"
+    path = save(tmp_path, 2) / "manifest.json"
     intact = path.read_bytes()
     for place in range(len(intact)):
         for bit in (1, 7):
             damaged = bytearray(intact)
             damaged[place] ^= 1 << bit
             path.write_bytes(damaged)
-            checkpoint, complaints = newest_readable(tmp_path)
+            if damaged[11] != intact[11] and chr(damaged[11]).isdecimal():  # the format's number
+                with pytest.raises(UserError, match="has format"):
+                    CheckpointStore(tmp_path).newest_readable()
+                continue
+            checkpoint, complaints = CheckpointStore(tmp_path).newest_readable()
             assert len(complaints) == (checkpoint is None)
             assert checkpoint is None or same(checkpoint, example(2))
 
 
-@pytest.mark.parametrize("content", ["[]", "3", '"x"', "null", "{}", '{"format": 1, "sha256": []}'])
+@pytest.mark.parametrize("content", ["[]", "3", '"x"', "null", "{}", '{"format": 2, "sha256": []}'])
 def test_a_manifest_of_another_shape_is_damage(tmp_path: Path, content: str) -> None:
-    path = save_checkpoint(tmp_path, example(2))
-    (path / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match="cannot be read"):
-        load_checkpoint(path)
+    (save(tmp_path, 2) / "manifest.json").write_text(content)
+    with pytest.raises(DamagedError, match="cannot be read"):
+        CheckpointStore(tmp_path).load(CheckpointStore(tmp_path).saved()[0])
 
 
-def test_another_format_is_said(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, example(2)) / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    assert newest_readable(tmp_path)[1][0].startswith(f"checkpoint {path.parent} has format 2, this version reads 1")
+def test_another_format_stops(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    with pytest.raises(UserError, match=f"checkpoint {path.parent} has format 3, this version reads 2"):
+        CheckpointStore(tmp_path).newest_readable()
+
+
+def test_checkpoints_of_the_first_format_are_not_overlooked(tmp_path: Path) -> None:
+    (tmp_path / "step-00000003").mkdir()
+    (tmp_path / "step-00000003" / "manifest.json").touch()
+    with pytest.raises(UserError, match="have format 1, this version reads 2: use a new name"):
+        CheckpointStore(tmp_path).newest_readable()
 
 
 def test_every_damaged_one_is_named(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        cut(save_checkpoint(tmp_path, example(step), keep=3) / "model.safetensors")
-    checkpoint, complaints = newest_readable(tmp_path)
+        cut(save(tmp_path, step, keep=3) / "model.safetensors")
+    checkpoint, complaints = CheckpointStore(tmp_path).newest_readable()
     assert checkpoint is None
     assert [f"step-0000000{step}" in line for step, line in zip((3, 2, 1), complaints, strict=True)] == [True] * 3
 
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_a_damaged_newer_one_does_not_push_out_what_is_saved(tmp_path: Path, keep: int) -> None:
-    save_checkpoint(tmp_path, example(10), keep=2)
+    save(tmp_path, 10, keep=2)
     for step in (20, 30):
-        cut(save_checkpoint(tmp_path, example(step), keep=3) / "model.safetensors")
-    save_checkpoint(tmp_path, example(15), keep=keep)
-    checkpoint, _ = newest_readable(tmp_path)
-    assert checkpoint is not None
-    assert checkpoint.step == 15
-    save_checkpoint(tmp_path, example(30), keep=keep)
-    checkpoint, complaints = newest_readable(tmp_path)
+        cut(save(tmp_path, step, keep=3) / "model.safetensors")
+    for step in (15, 18):
+        save(tmp_path, step, attempt=2, keep=keep, resumed_from=10)
+        checkpoint, _ = CheckpointStore(tmp_path).newest_readable()
+        assert checkpoint is not None
+        assert checkpoint.step == step
+    assert saved(tmp_path) == [(30, 1), (20, 1), (18, 2), (15, 2)][: 2 + keep]
+    save(tmp_path, 30, attempt=2, keep=keep, resumed_from=10)
+    checkpoint, complaints = CheckpointStore(tmp_path).newest_readable()
     assert checkpoint is not None
     assert (checkpoint.step, complaints) == (30, [])
+    assert saved(tmp_path) == [(30, 2), (18, 2)][:keep]
 
 
-class Killed(BaseException):
-    """What stands here for a kill."""
-
-
-@pytest.mark.parametrize("call", ["rename", "fsync"])
+@pytest.mark.parametrize("call", ["link", "rename", "fsync", "unlink"])
 @pytest.mark.parametrize("nth", range(1, 9))
 def test_a_kill_at_any_moment_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
 ) -> None:
-    save_checkpoint(tmp_path, example(1), keep=1)
+    save(tmp_path, 1, keep=1)
     real: Callable[..., Any] = getattr(os, call)
     calls: list[None] = []
 
-    def killing(*arguments: Any) -> Any:
+    def killing(*arguments: Any, **more: Any) -> Any:
         calls.append(None)
         if len(calls) == nth:
             raise Killed
-        return real(*arguments)
+        return real(*arguments, **more)
 
     with monkeypatch.context() as patched:
         patched.setattr(os, call, killing)
         with suppress(Killed):
-            save_checkpoint(tmp_path, example(2), keep=1)
-    checkpoint, complaints = newest_readable(tmp_path)
+            save(tmp_path, 2, keep=1)
+    store = CheckpointStore(tmp_path, attempt=2)
+    checkpoint, complaints = store.newest_readable()
     assert checkpoint is not None
     assert complaints == []
     assert same(checkpoint, example(checkpoint.step))
-    assert checkpoint.step == 1 or not [name for name in names(tmp_path) if name.startswith(".partial")]
-    save_checkpoint(tmp_path, example(2), keep=1)
-    assert names(tmp_path) == ["step-00000002"]
-
-
-def test_one_that_was_removed_in_part_is_cleaned_up(tmp_path: Path) -> None:
-    shutil.copytree(save_checkpoint(tmp_path, example(5)), tmp_path / "step-00000003")
-    (tmp_path / "step-00000003" / "manifest.json").unlink()
-    save_checkpoint(tmp_path, example(6), keep=2)
-    assert [path.name for path in all_checkpoints(tmp_path)] == ["step-00000006", "step-00000005"]
+    store.claim()
+    store.save(example(3), keep=1, resumed_from=checkpoint.step)
+    assert names(tmp_path) == ["claims", "step-00000003.attempt-0002"]

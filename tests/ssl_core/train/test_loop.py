@@ -18,10 +18,11 @@ from ssl_core.methods.base import as_module
 from ssl_core.nn.backbones import ModelConfig, build_encoder
 from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
 from ssl_core.optim import OptimConfig
-from ssl_core.train.checkpoint import all_checkpoints, newest_readable
+from ssl_core.train.checkpoint import CheckpointStore
 from ssl_core.train.context import CHECKPOINTS, STOP_FILE, InProcessContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
 from ssl_core.train.records import join_parts
+from ssl_core.train.saver import SaveConfig
 from ssl_core.train.step import StepConfig, TrainStep
 from ssl_core.views.recipes import recipe
 
@@ -57,7 +58,7 @@ class NoiseImages:
 
 
 def attempt(
-    folder: Path, number: int, *, name: str = "simclr", fail_after: int | None = None, **changes: Any
+    folder: Path, number: int, *, name: str = "simclr", fail_after: int | None = None, keep: int = 2
 ) -> tuple[LoopResult, TrainStep]:
     """One attempt of the same run."""
     lanes = Lanes.cut(16, 4)
@@ -79,10 +80,9 @@ def attempt(
         total_steps=STEPS,
         steps_per_epoch=schedule.steps_per_epoch,
         global_batch=16,
-        checkpoint_every_steps=2,
+        save=SaveConfig(every_steps=2, keep=keep),
         log_every=1,
         audit=True,
-        **changes,
     )
     context = InProcessContext(folder=folder, attempt=number)
     return train(step, loader, Quarantine(SAMPLES), config, context), step
@@ -130,25 +130,26 @@ def test_asked_to_stop_it_saves_the_step_that_is_done(calm: tuple[str, Path, Any
     (tmp_path / STOP_FILE).touch()
     result, _ = attempt(tmp_path, 1, name=name)
     assert (result.finished, result.steps) == (False, 2)  # the step under way when the first one's result is read
-    assert [path.name for path in all_checkpoints(tmp_path / CHECKPOINTS)] == ["step-00000002"]
+    assert [one.step for one in CheckpointStore(tmp_path / CHECKPOINTS).saved()] == [2]
     assert [line["step"] for line in join_parts(tmp_path, "audit")] == [0, 1]
     assert [line["step"] for line in join_parts(tmp_path, "metrics")] == [1, 2]
     (tmp_path / STOP_FILE).unlink()
     assert_same(attempt(tmp_path, 2, name=name)[1], expected)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "no manifest"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "no file"])
 def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(tmp_path: Path, damage: str) -> None:
     attempt(tmp_path, 1)
-    newest = all_checkpoints(tmp_path / CHECKPOINTS)[0]
+    store = CheckpointStore(tmp_path / CHECKPOINTS)
+    newest = tmp_path / CHECKPOINTS / store.saved()[0].name
     model = newest / "model.safetensors"
     content = bytearray(model.read_bytes())
     if damage == "flip":
         content[len(content) // 2] ^= 1
     model.write_bytes(content[:-5] if damage == "cut" else content)
-    if damage == "no manifest":
-        (newest / "manifest.json").unlink()
-    checkpoint, complaints = newest_readable(tmp_path / CHECKPOINTS)
+    if damage == "no file":
+        model.unlink()
+    checkpoint, complaints = store.newest_readable()
     assert checkpoint is not None
     assert checkpoint.step == STEPS - 1
     assert len(complaints) == 1
@@ -160,7 +161,6 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(tmp_path: Path, d
 
 
 def test_only_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
-    attempt(tmp_path, 1, keep_checkpoints=3)
-    names = [path.name for path in all_checkpoints(tmp_path / CHECKPOINTS)]
-    assert names == ["step-00000009", "step-00000008", "step-00000006"]
-    assert not list((tmp_path / CHECKPOINTS).glob(".*"))
+    attempt(tmp_path, 1, keep=3)
+    assert [one.step for one in CheckpointStore(tmp_path / CHECKPOINTS).saved()] == [9, 8, 6]
+    assert not list((tmp_path / CHECKPOINTS).rglob(".*"))

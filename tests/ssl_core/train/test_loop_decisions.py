@@ -1,5 +1,6 @@
 """What the loop decides at a step's end: whether to save, to log, to stop, and what unreadable samples do."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ from torch import nn
 from ssl_core.data.quarantine import Quarantine
 from ssl_core.errors import Resumable
 from ssl_core.methods.base import StepInfo
-from ssl_core.train import loop
-from ssl_core.train.checkpoint import all_checkpoints, load_checkpoint, newest_readable
+from ssl_core.train import loop, saver
+from ssl_core.train.checkpoint import CheckpointStore
 from ssl_core.train.context import STOP_FILE
+from ssl_core.train.loop import NonFiniteLoss
 from ssl_core.train.records import join_parts
-from ssl_core.train.step import NonFiniteLoss
+from ssl_core.train.saver import SaveConfig
 
 
 def saved(folder: Path) -> list[int]:
-    return sorted(int(path.name[5:]) for path in all_checkpoints(folder / "checkpoints"))
+    return sorted(one.step for one in CheckpointStore(folder / "checkpoints").saved())
 
 
 class Clock:
@@ -33,17 +35,30 @@ class Clock:
         return self.now
 
 
+class AtOnce:
+    """A thread that has done its work when it is started."""
+
+    def __init__(self, *, target: Callable[[], None], **_: Any) -> None:
+        self.start = target
+
+    def is_alive(self) -> bool:
+        return False
+
+    def join(self, seconds: float) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     ("config", "steps"),
     [
-        ({"checkpoint_every_steps": 3}, [3, 6, 7]),
-        ({"checkpoint_every_steps": 100}, [7]),
-        ({"checkpoint_every_steps": None, "checkpoint_every_seconds": 3600.0}, [7]),
+        (SaveConfig(keep=10, every_steps=3), [3, 6, 7]),
+        (SaveConfig(keep=10, every_steps=100), [7]),
+        (SaveConfig(keep=10, every_seconds=3600.0), [7]),
     ],
     ids=["every three", "never but at the end", "an hour"],
 )
-def test_checkpoints_are_due(tmp_path: Path, config: dict[str, Any], steps: list[int]) -> None:
-    assert make_engine(tmp_path).train(keep_checkpoints=10, **config).finished
+def test_checkpoints_are_due(tmp_path: Path, config: SaveConfig, steps: list[int]) -> None:
+    assert make_engine(tmp_path).train(save=config).finished
     assert saved(tmp_path) == steps
 
 
@@ -51,12 +66,13 @@ def test_checkpoints_are_due_by_the_clock_and_at_the_end_of_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop.time, "monotonic", Clock())
+    monkeypatch.setattr(saver, "Thread", AtOnce)
     engine = make_engine(tmp_path)
-    engine.train(keep_checkpoints=10, checkpoint_every_steps=None, checkpoint_every_seconds=1e9)
+    engine.train(save=SaveConfig(keep=10, every_seconds=1e9))
     assert saved(tmp_path) == [3, 6, 7]
     assert engine.schedule.steps_per_epoch == 3
     other = make_engine(tmp_path / "other")
-    other.train(keep_checkpoints=10, checkpoint_every_steps=None, checkpoint_every_seconds=15.0)
+    other.train(save=SaveConfig(keep=10, every_seconds=15.0))
     assert saved(other.folder) == [2, 4, 6, 7]  # said with one step, heard and done when the next is under way
 
 
@@ -71,7 +87,7 @@ def test_a_step_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
 
     engine.method.before_step = spoil
     with pytest.raises(NonFiniteLoss, match="loss at step 3 is nan"):
-        engine.train(keep_checkpoints=10, checkpoint_every_steps=2)
+        engine.train(save=SaveConfig(keep=10, every_steps=2))
     assert saved(tmp_path) == [2]
     assert [line["step"] for line in join_parts(tmp_path, "audit")] == [0, 1, 2]
 
@@ -108,14 +124,14 @@ def test_of_a_run_that_stops_the_last_step_is_logged_and_not_the_one_before(tmp_
         (tmp_path / STOP_FILE).touch()
         return {"looks": 1.0}
 
-    result = engine.train(monitor=ask, monitor_every=3, log_every=100, checkpoint_every_steps=100)
+    result = engine.train(monitor=ask, monitor_every=3, log_every=100, save=SaveConfig(every_steps=100))
     assert (result.finished, result.steps) == (False, 5)
     assert [line["step"] for line in join_parts(tmp_path, "metrics")] == [1, 3, 5]
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     make_engine(tmp_path).train()
-    before = newest_readable(tmp_path / "checkpoints")[0]
+    before = CheckpointStore(tmp_path / "checkpoints").newest_readable()[0]
     engine = make_engine(tmp_path)
     result = engine.train(attempt=2)
     assert (result.finished, result.steps) == (True, TOTAL_STEPS)
@@ -145,7 +161,8 @@ def test_unreadable_samples_are_kept_in_the_checkpoint_and_known_after_it(tmp_pa
     images.quarantine = engine.quarantine
     result = engine.train()
     assert (result.finished, result.quarantined) == (True, 2)
-    checkpoint = load_checkpoint(all_checkpoints(tmp_path / "checkpoints")[0])
+    checkpoint = CheckpointStore(tmp_path / "checkpoints").newest_readable()[0]
+    assert checkpoint is not None
     assert checkpoint.state["quarantine"] == {"3": "no image", "20": "no image"}
     resumed = make_engine(tmp_path, max_bad=5)
     resumed.train(attempt=2)
@@ -220,7 +237,7 @@ def test_a_failure_of_the_images_is_the_failure_of_the_run(tmp_path: Path) -> No
 
 def test_figures_of_an_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop.time, "monotonic", Clock())
-    result = make_engine(tmp_path).train(audit=False, log_every=100, checkpoint_every_steps=100)
+    result = make_engine(tmp_path).train(audit=False, log_every=100, save=SaveConfig(every_steps=100))
     assert result.seconds > 0
     assert 0 < result.images_per_second < 1
     assert result.quarantined == 0
@@ -236,7 +253,7 @@ def test_the_last_rate_is_of_several_steps(tmp_path: Path, monkeypatch: pytest.M
             super().before_step(info)
 
     monkeypatch.setattr(loop.time, "monotonic", lambda: now)
-    make_engine(tmp_path, method=Slow()).train(log_every=TOTAL_STEPS - 1, checkpoint_every_steps=100)
+    make_engine(tmp_path, method=Slow()).train(log_every=TOTAL_STEPS - 1, save=SaveConfig(every_steps=100))
     lines = join_parts(tmp_path, "metrics")
     assert [line["step"] for line in lines] == [1, TOTAL_STEPS - 1, TOTAL_STEPS]
     assert all(0 < line["images_per_second"] <= 1 for line in lines)  # eight images take ten seconds

@@ -20,6 +20,7 @@ from ssl_core.nn.lane_batch_norm import LaneBatchNorm
 from ssl_core.optim import OptimConfig
 from ssl_core.train.context import InProcessContext
 from ssl_core.train.loop import LoopConfig, LoopResult, Monitor, train
+from ssl_core.train.saver import SaveConfig
 from ssl_core.train.step import StepConfig, TrainStep
 from ssl_core.types import GlobalRows, ViewBatch
 
@@ -107,7 +108,7 @@ class Engine:
             "total_steps": TOTAL_STEPS,
             "steps_per_epoch": self.schedule.steps_per_epoch,
             "global_batch": GLOBAL_BATCH,
-            "checkpoint_every_steps": 2,
+            "save": SaveConfig(every_steps=2),
             "log_every": 1,
             "audit": True,
             **config,
