@@ -11,6 +11,7 @@ from tiny_runs import GLOBAL_BATCH, SHARD_SAMPLES, STEPS_PER_EPOCH, TOTAL_STEPS,
 from ssl_core.collectives import Collectives
 from ssl_core.data.quarantine import Quarantine
 from ssl_core.methods import METHODS
+from ssl_core.train.checkpoint import CheckpointStore, SavedStep
 from ssl_core.train.context import InProcessContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
 from ssl_core.train.records import join_parts
@@ -60,8 +61,13 @@ def attempt(
     return train(step, loader, Quarantine(int(SHARD_SAMPLES.sum())), CONFIG, context)
 
 
+def saved(folder: Path) -> list[SavedStep]:
+    return CheckpointStore(folder / "checkpoints").saved()
+
+
 def final_files(folder: Path) -> list[bytes]:
-    last = folder / "checkpoints" / f"step-{TOTAL_STEPS:08d}"
+    last = folder / "checkpoints" / saved(folder)[0].name
+    assert saved(folder)[0].step == TOTAL_STEPS
     return [(last / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")]
 
 
@@ -78,7 +84,7 @@ def test_a_disturbed_run_is_the_undisturbed_one(pool: GlooPool, tmp_path: Path, 
 
     with pytest.raises(TaskFailed, match="Killed"):
         pool.run(world, attempt, run, disturbed, 1, {"kill_in": 5})
-    assert sorted(path.name for path in (disturbed / "checkpoints").iterdir()) == ["step-00000003"]
+    assert [one.step for one in saved(disturbed)] == [3]
     stopped = pool.run(world, attempt, run, disturbed, 2, {"stop_in": 1})  # heard while the second is under way
     assert [(result.finished, result.steps) for result in stopped] == [(False, 5)] * world
     finished = pool.run(world, attempt, run, disturbed, 3, {})
