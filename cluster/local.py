@@ -206,7 +206,8 @@ def main(words: list[str]) -> int:
     except ValueError as error:
         return _failed(error, 2)
     try:
-        with _signals_end_it(), local_cluster(folder, **arguments) as cluster:
+        _end_on_signals()
+        with local_cluster(folder, **arguments) as cluster:
             _say(_where(folder, cluster))
             signal.pause()
     except RuntimeError as error:
@@ -220,9 +221,8 @@ class _Asked(BaseException):
     """A signal came."""
 
 
-@contextmanager
-def _signals_end_it() -> Generator[None]:
-    """Within: the first SIGINT or SIGTERM raises `_Asked`; later ones are not heard, so that all is taken down."""
+def _end_on_signals() -> None:
+    """From now on the first SIGINT or SIGTERM raises `_Asked`; later ones are not heard, so that all is taken down."""
 
     def handler(number: int, frame: FrameType | None) -> NoReturn:
         for name in (signal.SIGINT, signal.SIGTERM):
@@ -231,7 +231,6 @@ def _signals_end_it() -> Generator[None]:
 
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, handler)
-    yield
 
 
 def _parsed(words: Sequence[str]) -> tuple[Path, dict[str, Any]]:
