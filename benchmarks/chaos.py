@@ -26,6 +26,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -72,6 +73,7 @@ class Outcome:
     steps_redone: int
     samples_lost: int
     samples_repeated: int
+    views_differing: int  # steps whose views are not those of the undisturbed run
     mlflow_missing: int
     mlflow_doubled: int
     audit_equal: bool
@@ -235,6 +237,7 @@ def compared(run: Run, calm: Run, strikes: list[Strike], commands: int, mlflow: 
         steps_redone=len(every_line) - len(expected),
         samples_lost=(scheduled - seen).total(),
         samples_repeated=(seen - scheduled).total(),
+        views_differing=sum(one != other for one, other in zip_longest(_views(audit), _views(calm_audit))),
         mlflow_missing=sum((Counter(dict.fromkeys(expected, 1)) - steps).total() for steps in logged.values()),
         mlflow_doubled=sum((steps - Counter(dict.fromkeys(expected, 1))).total() for steps in logged.values()),
         audit_equal=audit == calm_audit,
@@ -242,6 +245,10 @@ def compared(run: Run, calm: Run, strikes: list[Strike], commands: int, mlflow: 
         loss_difference=_relative(losses, calm_losses),
         weight_difference=max(float((weights[name] - calm_weights[name]).abs().max()) for name in calm_weights),
     )
+
+
+def _views(audit: list[dict[str, Any]]) -> list[str]:
+    return [line["views"] for line in audit]
 
 
 def _relative(losses: np.ndarray, calm_losses: np.ndarray) -> float:
@@ -263,7 +270,7 @@ def mlflow_steps(run: Run, uri: str) -> dict[str, Counter[int]]:
 def table(outcomes: list[Outcome]) -> str:
     """The README's table: a row a method and number of workers, and all together."""
     heads = ["run", "faults", "recovered", "steps redone", "s to next step: median, max", "samples lost, repeated"]
-    heads += ["MLflow missing, doubled", "losses", "weights"]
+    heads += ["steps with other views", "MLflow missing, doubled", "losses", "weights"]
     rows = [heads, ["---"] * len(heads)]
     groups: dict[str, list[Outcome]] = {}
     for one in outcomes:
@@ -281,10 +288,11 @@ def _row(members: list[Outcome]) -> Iterator[str]:
     yield f"{sum(one.steps_redone for one in members)}"
     yield f"{median(seconds):.1f}, {max(seconds):.1f}" if seconds else "–"
     yield f"{sum(one.samples_lost for one in members)}, {sum(one.samples_repeated for one in members)}"
+    yield f"{sum(one.views_differing for one in members)}"
     yield f"{sum(one.mlflow_missing for one in members)}, {sum(one.mlflow_doubled for one in members)}"
     loss, weight = (max(getattr(one, f"{what}_difference") for one in members) for what in ("loss", "weight"))
-    yield "equal" if all(one.audit_equal for one in members) else f"{loss:.1e}"
-    yield "bit-equal" if all(one.bytes_equal for one in members) else f"{weight:.1e}"
+    yield "equal" if all(one.audit_equal for one in members) else f"differ by {loss:.1e}"
+    yield "bit-equal" if all(one.bytes_equal for one in members) else f"differ by {weight:.1e}"
 
 
 def spread(counts: dict[str, int], combinations: list[tuple[str, str]], most: int) -> list[list[str]]:
