@@ -360,7 +360,10 @@ def main() -> None:
     arguments = arguments_of()
     arguments.folder = arguments.folder.resolve()
     storage: Path = arguments.folder / "runs"
-    storage.mkdir(parents=True, exist_ok=True)
+    if storage.exists():
+        sys.exit(f"{arguments.folder} has runs already, which are finished: name another --folder")
+    storage.mkdir(parents=True)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # takes the cluster down as well
     counts = {
         "worker": arguments.kills,
         "loader": arguments.loaders,
