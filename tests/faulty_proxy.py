@@ -2,7 +2,8 @@
 
 Which request fails, and how, follows from its path, its range and how often it was asked for; after `_TRIES` failures
 in a row it is left alone, so that whoever tries again gets through. What is said to fail was done all the same: the
-answer is lost.
+answer is lost. Apart from that, `Faults.full` and `Faults.forbidden` refuse what would write, as a full disk or a key
+that lost its rights does, until they are switched off; then nothing was done.
 """
 
 import hashlib
@@ -25,6 +26,9 @@ class Faults:
         self.host, self.port = endpoint.removeprefix("http://").split(":")
         self.url = ""
         self.missing = ""  # a path that has no object behind it
+        self.full = False  # 507 for what writes
+        self.forbidden = False  # 403 for what writes
+        self.refused: Counter[int] = Counter()  # by status
         self.touched = ".tar"  # what a path has in it whose requests fail
         self.counts: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
@@ -39,6 +43,16 @@ class Faults:
             fault = FAULTS[draw % len(FAULTS)] if number < _TRIES else "none"
             self.counts[fault] += 1
         return fault
+
+    def refuses(self, command: str, path: str) -> tuple[int, str] | None:
+        """Status and code for a request that writes; deleting is not writing, though S3 posts lists of what goes."""
+        if command not in ("PUT", "POST") or path.endswith(("?delete", "?delete=")):
+            return None
+        refusal = (507, "InsufficientStorage") if self.full else (403, "AccessDenied") if self.forbidden else None
+        if refusal:
+            with self._lock:
+                self.refused[refusal[0]] += 1
+        return refusal
 
     @property
     def total(self) -> int:
@@ -70,6 +84,10 @@ def faulty_proxy(endpoint: str) -> Generator[Faults]:
 
         def _forward(self) -> None:
             sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if refusal := faults.refuses(self.command, self.path):
+                status, code = refusal
+                self._say(status, {}, f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode())
+                return
             upstream = http.client.HTTPConnection(faults.host, int(faults.port), timeout=30)
             upstream.request(self.command, self.path, body=sent or None, headers=dict(self.headers))
             answer = upstream.getresponse()

@@ -1,0 +1,79 @@
+"""A server on this machine that can be stopped and started again as it was: same command, same port, same files."""
+
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.process_tree import kill_tree, process_tree
+
+_START_SECONDS = 60.0
+
+
+@dataclass(kw_only=True)
+class ServerProcess:
+    """What to run, and where it answers."""
+
+    name: str
+    command: Sequence[str]
+    url: str  # answers by any status once the server is up
+    log: Path
+    environment: Mapping[str, str] | None = None
+    stop_seconds: float = 5.0  # after a SIGTERM
+    _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
+
+    @property
+    def pid(self) -> int:
+        """Its process id while it runs."""
+        assert self._process is not None, f"{self.name} does not run"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it, and wait until it answers.
+
+        Raises:
+            RuntimeError: it did not come up; the message names its log.
+        """
+        assert self._process is None, f"{self.name} runs already"
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.log.parent,
+                env=self.environment,
+                start_new_session=True,  # a Ctrl-C is for whoever started it, who then stops it
+            )
+        end = time.monotonic() + _START_SECONDS
+        while self._process.poll() is None and time.monotonic() < end:
+            try:
+                urllib.request.urlopen(self.url, timeout=1).close()
+                return
+            except urllib.error.HTTPError:
+                return
+            except OSError:
+                time.sleep(0.1)
+        self.kill()
+        raise RuntimeError(f"{self.name} did not come up in {_START_SECONDS:.0f} s: see {self.log}")
+
+    def stop(self) -> None:
+        """Ask it to end, and end it where it takes too long; nothing where it does not run."""
+        if self._process is not None:
+            family = process_tree(self._process.pid)
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(self.stop_seconds)
+            kill_tree(*family)
+            self.kill()
+
+    def kill(self) -> None:
+        """End it and all its processes at once; nothing where it does not run."""
+        if self._process is not None:
+            kill_tree(self._process.pid)
+            self._process.wait()
+            self._process = None
