@@ -297,7 +297,8 @@ class _Results:
     def _skip(self, step: int, trouble: str) -> None:
         """Bear that nothing of a step was committed, where that is allowed; raises NonFiniteLoss."""
         if len(self._skipped) >= self._config.max_skipped:
-            good = self._saver.last_good
+            self._saver.close()
+            good = self._context.collectives.gather_objects(self._saver.last_good)[0]  # rank 0 knows; all come here
             raise NonFiniteLoss(
                 f"{trouble}; nothing of the step was kept, the last good checkpoint is "
                 f"{f'step {good}' if good else 'the beginning'}: lower optim.base_rate or use train.precision=fp32, "
