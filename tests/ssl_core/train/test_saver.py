@@ -7,18 +7,22 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import boto3
 import pytest
 import torch
 from tiny_engine import TOTAL_STEPS, Engine, Linear, make_engine
 from torch import nn
 
+from cluster.object_store import ObjectStore
 from ssl_core.errors import Resumable, UserError
 from ssl_core.methods.base import StepInfo
+from ssl_core.storage.s3 import S3Location
 from ssl_core.train import saver
 from ssl_core.train.checkpoint import CheckpointStore, SupersededError
 from ssl_core.train.loop import NonFiniteLoss
 from ssl_core.train.records import join_parts, part_path, read_part
 from ssl_core.train.saver import SaveConfig
+from tests.faulty_proxy import faulty_proxy
 
 EVERY_STEP = SaveConfig(every_steps=1, keep=20)
 BALLAST = 1_000_000
@@ -266,3 +270,53 @@ def test_a_step_too_many_that_is_not_finite_stops_also_after_a_restart(tmp_path:
     more = make_engine(tmp_path, skip_non_finite=True)
     spoil(more, {4})
     assert more.train(save=EVERY_STEP, max_skipped=2, attempt=3).finished
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("refusal", ["full", "forbidden"])
+def test_a_bucket_that_refuses_costs_no_step(
+    tmp_path: Path, s3_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
+    monkeypatch.setattr(saver, "_TRY_AGAIN_SECONDS", 0.0)
+    boto3.client("s3", **s3_store.client_arguments).create_bucket(Bucket=f"checkpoints-{refusal}")
+    place = S3Location(f"checkpoints-{refusal}", "runs/first")
+    calm = make_engine(tmp_path / "calm", method=Heavy())
+    calm.train(save=EVERY_STEP)
+    with faulty_proxy(s3_store.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+
+        def at_step(step: int) -> None:
+            if step in (3, 5):
+                wait_for(lambda: any(one.step == 3 for one in CheckpointStore(place).saved()))
+                setattr(proxy, refusal, step == 3)
+            elif step == 4:
+                wait_for(lambda: proxy.refused.total() > 0)
+
+        engine = make_engine(tmp_path / "refused", method=Heavy(at_step))
+        assert engine.train(save=EVERY_STEP, bucket=place).finished
+        said = [line for line in events(engine) if "cannot be written" in line]
+        assert len(said) == 1
+        assert {"full": "InsufficientStorage", "forbidden": "AccessDenied"}[refusal] in said[0]
+        steps = [one.step for one in CheckpointStore(place).saved()]
+        assert steps[0] == TOTAL_STEPS
+        assert 4 not in steps
+        assert all(torch.equal(one, state(calm)[name]) for name, one in state(engine).items())
+        # and a run that ends while the bucket refuses keeps the last good one, from which the same command goes on
+        other = S3Location(place.bucket, "runs/second")
+        stops = make_engine(
+            tmp_path / "stops", method=Heavy(lambda step: setattr(proxy, refusal, True) if step == 4 else None)
+        )
+        with pytest.raises(Resumable, match=r"could not be written .*: the same command continues from there"):
+            stops.train(save=SaveConfig(every_steps=3, patience_seconds=0.5), bucket=other)
+        setattr(proxy, refusal, False)
+        again = make_engine(tmp_path / "stops", method=Heavy())
+        assert again.train(attempt=2, bucket=other).finished
+        assert again.method.steps_begun[0] in (0, 3)
+        assert [line["step"] for line in join_parts(tmp_path / "stops", "audit")] == list(range(TOTAL_STEPS))
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)

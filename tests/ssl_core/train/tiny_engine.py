@@ -18,6 +18,7 @@ from ssl_core.methods.base import StepInfo
 from ssl_core.nn.backbones import Encoder
 from ssl_core.nn.lane_batch_norm import LaneBatchNorm
 from ssl_core.optim import OptimConfig
+from ssl_core.storage.s3 import S3Location
 from ssl_core.train.context import InProcessContext
 from ssl_core.train.loop import LoopConfig, LoopResult, Monitor, train
 from ssl_core.train.saver import SaveConfig
@@ -102,7 +103,9 @@ class Engine:
     quarantine: Quarantine
     folder: Path
 
-    def train(self, *, attempt: int = 1, monitor: Monitor | None = None, **config: Any) -> LoopResult:
+    def train(
+        self, *, attempt: int = 1, monitor: Monitor | None = None, bucket: S3Location | None = None, **config: Any
+    ) -> LoopResult:
         """Run the loop in this process."""
         values: dict[str, Any] = {
             "total_steps": TOTAL_STEPS,
@@ -113,7 +116,7 @@ class Engine:
             "audit": True,
             **config,
         }
-        context = InProcessContext(folder=self.folder, attempt=attempt)
+        context = InProcessContext(folder=self.folder, attempt=attempt, bucket=bucket)
         return train(self.step, self.loader, self.quarantine, LoopConfig(**values), context, monitor=monitor)
 
 
