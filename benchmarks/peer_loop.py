@@ -34,7 +34,8 @@ from pipelines.worker import Job, keep_freed_memory, online_knn, run_worker
 from ssl_core.data.reader import Reader
 from ssl_core.torchvision_operators import declare_missing
 from ssl_core.train.checkpoint import CheckpointStore
-from ssl_core.train.context import CHECKPOINTS, InProcessContext
+from ssl_core.train.context import InProcessContext
+from ssl_core.train.saved_steps import CHECKPOINTS
 
 BATCH, RATE, TEMPERATURE = 512, 1.0, 0.2
 WARM_STEPS = 5

@@ -17,20 +17,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.plan import Plan, checkpoint_folder, make_plan, probe_data
+from pipelines.kept_steps import method_at, newest_checkpoint
+from pipelines.plan import Plan, make_plan, probe_data
 from pipelines.run_folder import EXPORT
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.reader import Reader
 from ssl_core.export import load_encoder
 from ssl_core.lanes import Lanes
 from ssl_core.methods import METHODS
-from ssl_core.methods.base import as_module
-from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
 from ssl_core.probe.features import ImageInput, centre_square, encode
 from ssl_core.probe.knn import nearest
 from ssl_core.probe.labelled import choose_samples, labelled_set
 from ssl_core.storage.local import atomic_path
-from ssl_core.train.checkpoint import CheckpointStore
 from ssl_core.types import LaneBatch, ViewBatch
 
 PICTURES = "pictures"
@@ -106,14 +104,10 @@ def _views(name: str, views_LVbHWK: Pixels) -> Figure:
 def _method_pictures(plan: Plan, folder: Path, batch: LaneBatch) -> dict[str, Figure]:
     """What the method shows of itself, with the weights of the newest checkpoint."""
     name = plan.config.method["name"]
-    checkpoint, _ = CheckpointStore(checkpoint_folder(plan.config.checkpoints, folder)).newest_readable()
+    checkpoint = newest_checkpoint(plan, folder)
     if checkpoint is None:
         return {}
-    method = plan.build_method(plan.random_encoder())
-    module = as_module(method)
-    use_lane_batch_norm(module)
-    module.load_state_dict(checkpoint.model)
-    module.eval()
+    method = method_at(plan, checkpoint)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) * 255 for values in (plan.mean, plan.std))
     images: dict[str, Tensor] = {}
     for group, pixels in batch.groups.items():

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from pipelines.config import typed
@@ -24,8 +23,7 @@ from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder, check_tak
 from ssl_core.optim import OptimConfig
 from ssl_core.storage.cache import CacheConfig
 from ssl_core.storage.local import local_path
-from ssl_core.storage.s3 import Folder, folder_at, is_s3
-from ssl_core.train.context import CHECKPOINTS
+from ssl_core.storage.s3 import is_s3
 from ssl_core.train.saver import SaveConfig
 from ssl_core.train.step import Precision, StepConfig
 from ssl_core.views.recipes import CropConfig, CropRecipe
@@ -346,15 +344,6 @@ def _lanes_of_a_node(plan: Plan) -> int:
     lanes = plan.lanes
     workers = lanes.world if plan.config.ray.address is None else min(lanes.world, default_workers())
     return min(lanes.count, len(lanes.owned) * workers)
-
-
-def checkpoint_folder(checkpoints: str | None, run: Path) -> Folder:
-    """Where the checkpoints of the run in the folder `run` are: `<checkpoints>/<name>`, or in that folder.
-
-    Raises:
-        UserError: `checkpoints` is neither a folder nor a bucket.
-    """
-    return run / CHECKPOINTS if checkpoints is None else folder_at(checkpoints) / run.name
 
 
 def probe_data(plan: Plan) -> tuple[DataSet, DataSet] | None:

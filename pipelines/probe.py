@@ -2,6 +2,7 @@
 
   python -m pipelines.probe run=first                      the labelled data that the run names
   python -m pipelines.probe run=first train=shards/train val=shards/val
+  python -m pipelines.probe run=first@5000                 as it was at a step whose checkpoint is kept
   python -m pipelines.probe model=models:/photos@champion train=shards/train val=shards/val
 
 Prints the table; output=<file> writes it as JSON.
@@ -42,10 +43,10 @@ def main(overrides: list[str]) -> None:
     config = typed(ProbeCommand, compose("probe", overrides))
     if (config.run is None) == (config.model is None):
         raise UserError("name either run=<name or folder> or model=<folder or models:/name@alias>")
-    run = find_run(config.run, config.storage) if config.run is not None else None
+    run, step = _run_and_step(config)
     train, val = _labelled_data(config, run)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = _encoder(config, run, Path(scratch))
+        folder = _encoder(config, run, step, Path(scratch))
 
         from pipelines.evaluation import probe_export
         from ssl_core.probe.report import ProbeConfig
@@ -70,8 +71,24 @@ def _labelled_data(config: ProbeCommand, run: Path | None) -> tuple[DataSet, Dat
     return load_data_set(train), load_data_set(val)
 
 
-def _encoder(config: ProbeCommand, run: Path | None, scratch: Path) -> Path:
+def _run_and_step(config: ProbeCommand) -> tuple[Path | None, int | None]:
+    """The folder of the run that is named, and the step where one is (`run=<run>@<step>`)."""
+    if config.run is None:
+        return None, None
+    name, at, step = config.run.rpartition("@")
+    if not at:
+        return find_run(config.run, config.storage), None
+    if not step.isdecimal():
+        raise UserError(f"run={config.run}: write run=<run>@<step>, such as {name}@5000")
+    return find_run(name, config.storage), int(step)
+
+
+def _encoder(config: ProbeCommand, run: Path | None, step: int | None, scratch: Path) -> Path:
     """The folder of the exported encoder."""
+    if run is not None and step is not None:
+        from pipelines.kept_steps import export_step
+
+        return export_step(run, step, scratch / "step")
     if run is not None:
         if not (run / EXPORT).is_dir():
             raise UserError(f"run {config.run} has no encoder yet: give its pretrain command again, that continues it")

@@ -11,7 +11,9 @@ from typing import Any, Literal, cast
 
 from ssl_core.errors import UserError
 from ssl_core.storage.local import local_path, publish_bytes
+from ssl_core.storage.s3 import Folder, folder_at
 from ssl_core.train.identity import differences
+from ssl_core.train.saved_steps import CHECKPOINTS
 
 FORMAT = 1
 RUN_FILE, SUMMARY_FILE, PROBE_FILE = "run.json", "summary.json", "probe.json"
@@ -99,6 +101,15 @@ class RunFolder:
             yield
         finally:
             os.close(descriptor)
+
+
+def checkpoint_folder(checkpoints: str | None, run: Path) -> Folder:
+    """Where the checkpoints of the run in the folder `run` are: `<checkpoints>/<name>`, or in that folder.
+
+    Raises:
+        UserError: `checkpoints` is neither a folder nor a bucket.
+    """
+    return run / CHECKPOINTS if checkpoints is None else folder_at(checkpoints) / run.name
 
 
 def read_record(path: Path) -> RunRecord:

@@ -4,17 +4,16 @@ python -m pipelines.runs storage=runs                    list them
 python -m pipelines.runs storage=runs delete=first       delete a run's folder (its copy in MLflow stays)
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipelines.config import compose, typed
 from pipelines.console import run_command, say
-from pipelines.run_folder import RUN_FILE, RunFolder, RunRecord, find_run, read_record
+from pipelines.run_folder import RUN_FILE, RunFolder, RunRecord, checkpoint_folder, find_run, read_record
 from ssl_core.errors import UserError
 from ssl_core.storage.local import local_path
+from ssl_core.train.saved_steps import saved_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ def main(overrides: list[str]) -> None:
     width = max(len(record.name) for _, record in records)
     say(f"{'name':<{width}}  {'state':<12}{'steps':>15}  {'attempts':>8}  next")
     for path, record in records:
-        done, total = _steps_done(path), record.identity["train"]["steps"]
+        done, total = _steps_done(path, record), record.identity["train"]["steps"]
         following = {"finished": "register or probe it"}.get(record.state, "the same pretrain command continues it")
         state, steps = _state(path, record), f"{done}/{total}"
         say(f"{record.name:<{width}}  {state:<12}{steps:>15}  {record.attempts:>8}  {following}")
@@ -61,13 +60,10 @@ def _state(path: Path, record: RunRecord) -> str:
         return "running"
 
 
-def _steps_done(path: Path) -> int:
+def _steps_done(path: Path, record: RunRecord) -> int:
     """The newest complete checkpoint's step."""
-    found = sorted(path.glob("checkpoints/step-*/manifest.json"))
-    if not found:
-        return 0
-    state: dict[str, Any] = json.loads((found[-1].parent / "state.json").read_text(encoding="utf-8"))
-    return int(state["step"])
+    saved = saved_steps(checkpoint_folder(record.config.get("checkpoints"), path))
+    return saved[0].step if saved else 0
 
 
 if __name__ == "__main__":

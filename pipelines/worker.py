@@ -13,14 +13,13 @@ import torch
 
 from pipelines.plan import (
     Plan,
-    checkpoint_folder,
     make_plan,
     probe_data,
     save_config,
     steps_to_prepare,
     threads_per_worker,
 )
-from pipelines.run_folder import EXPORT, INIT
+from pipelines.run_folder import EXPORT, INIT, checkpoint_folder
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.reader import Reader
 from ssl_core.export import WEIGHTS, load_weights, save_encoder

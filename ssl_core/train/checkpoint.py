@@ -29,11 +29,11 @@ from ssl_core.errors import Resumable, UserError
 from ssl_core.storage.files import files_at
 from ssl_core.storage.local import sha256_file
 from ssl_core.storage.s3 import Folder, MissingObject
+from ssl_core.train.saved_steps import MANIFEST, SavedStep, complete, saved_step
 
 FORMAT = 2
-_MODEL, _OPTIMIZER, _STATE, _MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _CONTENT = (_MODEL, _OPTIMIZER, _STATE)
-_NAME = re.compile(r"step-(\d{8,})\.attempt-(\d{4,})")
 _FORMAT_1 = re.compile(r"step-\d+/")
 _CLAIM = re.compile(r"claims/attempt-(\d{4,})")
 
@@ -50,19 +50,6 @@ class Checkpoint:
     def copied(self) -> "Checkpoint":
         """The same in memory of its own on the CPU, which no further step changes; row-major, as files are."""
         return replace(self, model=_copied(self.model), optimizer=_copied(self.optimizer))
-
-
-@dataclass(frozen=True, kw_only=True, order=True)
-class SavedStep:
-    """A checkpoint in a store; they are ordered by step, then by attempt."""
-
-    step: int
-    attempt: int
-
-    @property
-    def name(self) -> str:
-        """Its folder."""
-        return f"step-{self.step:08d}.attempt-{self.attempt:04d}"
 
 
 class DamagedError(UserError):
@@ -95,11 +82,11 @@ class CheckpointStore:
         self._check_claims(names)
         if not self._files.create(f"claims/attempt-{self._attempt:04d}", uuid.uuid4().hex.encode()):
             raise SupersededError(f"attempt {self._attempt} at {self.folder} was begun by somebody else")
-        whole = {saved.name for saved in _complete(names)}
+        whole = {saved.name for saved in complete(names)}
         self._files.remove(
             name
             for name in names
-            if _CLAIM.fullmatch(name) or (_saved(name) is not None and name.partition("/")[0] not in whole)
+            if _CLAIM.fullmatch(name) or (saved_step(name) is not None and name.partition("/")[0] not in whole)
         )
         self._files.clear_unfinished()
 
@@ -139,25 +126,25 @@ class CheckpointStore:
         names = self._files.names()
         self._check_claims(names)
         manifest = json.dumps({"format": FORMAT, "sha256": digests}).encode()
-        if not self._files.create(f"{this.name}/{_MANIFEST}", manifest):
+        if not self._files.create(f"{this.name}/{MANIFEST}", manifest):
             return  # this very step of this very attempt is there
         spared = {this, *self._spared(names, this, keep=keep, best=best, resumed_from=resumed_from)}
-        self._remove([saved for saved in _complete(names) if saved not in spared], names)
+        self._remove([saved for saved in complete(names) if saved not in spared], names)
 
     def _spared(
         self, names: list[str], this: SavedStep, *, keep: int, best: int | None, resumed_from: int
     ) -> Iterator[SavedStep]:
-        readable = [one for one in _complete(names) if one.attempt == self._attempt or one.step <= resumed_from]
+        readable = [one for one in complete(names) if one.attempt == self._attempt or one.step <= resumed_from]
         older = [one for one in readable if one < this]
         yield from older[: keep - 1]
         yield from (one for one in older if one.step == best)
-        yield from (one for one in _complete(names) if one.step > this.step)  # unreadable; removed once overtaken
+        yield from (one for one in complete(names) if one.step > this.step)  # unreadable; removed once overtaken
 
     def _remove(self, superfluous: list[SavedStep], names: list[str]) -> None:
         """The manifest goes first: half of a checkpoint is none."""
         gone = {one.name for one in superfluous}
-        self._files.remove(f"{name}/{_MANIFEST}" for name in sorted(gone))
-        self._files.remove(name for name in names if name.partition("/")[0] in gone and not name.endswith(_MANIFEST))
+        self._files.remove(f"{name}/{MANIFEST}" for name in sorted(gone))
+        self._files.remove(name for name in names if name.partition("/")[0] in gone and not name.endswith(MANIFEST))
 
     def saved(self) -> list[SavedStep]:
         """Every complete checkpoint, damaged ones too, newest first; raises UserError where there are older formats."""
@@ -166,7 +153,7 @@ class CheckpointStore:
             raise UserError(
                 f"the checkpoints at {self.folder} have format 1, this version reads {FORMAT}: use a new name"
             )
-        return _complete(names)
+        return complete(names)
 
     def load(self, saved: SavedStep) -> Checkpoint:
         """Read a checkpoint back, every file checked against the manifest.
@@ -178,7 +165,7 @@ class CheckpointStore:
         """
         where = f"checkpoint {self.folder / saved.name}"
         try:
-            manifest = cast(dict[str, Any], json.loads(self._files.read(f"{saved.name}/{_MANIFEST}") or b""))
+            manifest = cast(dict[str, Any], json.loads(self._files.read(f"{saved.name}/{MANIFEST}") or b""))
             if manifest["format"] != FORMAT:
                 raise UserError(f"{where} has format {manifest['format']}, this version reads {FORMAT}")
             with ExitStack() as opened:
@@ -209,18 +196,6 @@ class CheckpointStore:
             except DamagedError as error:
                 complaints.append(f"{error}; falling back to the one before")
         return None, complaints
-
-
-def _saved(name: str) -> SavedStep | None:
-    """Which checkpoint a file belongs to."""
-    found = _NAME.fullmatch(name.partition("/")[0])
-    return SavedStep(step=int(found[1]), attempt=int(found[2])) if found else None
-
-
-def _complete(names: list[str]) -> list[SavedStep]:
-    """Checkpoints with a manifest, newest first."""
-    found = (_saved(name) for name in names if name.endswith(f"/{_MANIFEST}"))
-    return sorted((saved for saved in found if saved is not None), reverse=True)
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ import torch
 
 from ssl_core.collectives import Collectives
 from ssl_core.storage.s3 import Folder
+from ssl_core.train.saved_steps import CHECKPOINTS
 
 STOP_FILE = "stop-requested"
-CHECKPOINTS = "checkpoints"
 
 Doing = Literal["starting", "stepping", "probing", "saving"]
 """What a worker is at. Only steps are expected to take as long as one another."""

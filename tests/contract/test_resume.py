@@ -11,10 +11,10 @@ from tiny_runs import GLOBAL_BATCH, SHARD_SAMPLES, STEPS_PER_EPOCH, TOTAL_STEPS,
 from ssl_core.collectives import Collectives
 from ssl_core.data.quarantine import Quarantine
 from ssl_core.methods import METHODS
-from ssl_core.train.checkpoint import CheckpointStore, SavedStep
 from ssl_core.train.context import InProcessContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
 from ssl_core.train.records import join_parts
+from ssl_core.train.saved_steps import SavedStep, saved_steps
 from ssl_core.train.saver import SaveConfig
 from ssl_core.train.step import Precision
 
@@ -62,7 +62,7 @@ def attempt(
 
 
 def saved(folder: Path) -> list[SavedStep]:
-    return CheckpointStore(folder / "checkpoints").saved()
+    return saved_steps(folder / "checkpoints")
 
 
 def final_files(folder: Path) -> list[bytes]:

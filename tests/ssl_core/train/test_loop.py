@@ -19,9 +19,10 @@ from ssl_core.nn.backbones import ModelConfig, build_encoder
 from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
 from ssl_core.optim import OptimConfig
 from ssl_core.train.checkpoint import CheckpointStore
-from ssl_core.train.context import CHECKPOINTS, STOP_FILE, InProcessContext
+from ssl_core.train.context import STOP_FILE, InProcessContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
 from ssl_core.train.records import join_parts
+from ssl_core.train.saved_steps import CHECKPOINTS
 from ssl_core.train.saver import SaveConfig
 from ssl_core.train.step import StepConfig, TrainStep
 from ssl_core.views.recipes import recipe
