@@ -143,11 +143,27 @@ def loop_config(plan: Plan) -> LoopConfig:
 
 
 def ray_worker(job: dict[str, Any]) -> dict[str, Any]:
-    """`run_worker` as Ray Train's `train_loop_per_worker`; what it returns is the attempt's result."""
+    """`run_worker` as Ray Train's `train_loop_per_worker`; what it returns is the attempt's result.
+
+    Args:
+        job: the fields of `Job`, and `board`, the actor that beats are posted to.
+    """
+    from pipelines.failures import last_words
+    from pipelines.heartbeat import say_last_words
     from pipelines.ray_context import RayContext
 
     keep_freed_memory()
-    work = Job(**job)
+    board = job["board"]
+    work = Job(**{name: value for name, value in job.items() if name != "board"})
     folder = Path(work.folder)
-    context = RayContext.of_this_worker(folder, work.attempt, checkpoint_folder(work.config["checkpoints"], folder))
-    return vars(run_worker(work, context))
+    checkpoints = checkpoint_folder(work.config["checkpoints"], folder)
+    context = RayContext.of_this_worker(folder, work.attempt, checkpoints, board)
+    context.heart.start()
+    try:
+        return vars(run_worker(work, context))
+    except Exception as error:
+        words = last_words(error, attempt=work.attempt, rank=context.collectives.rank)
+        say_last_words(board, words)
+        raise RuntimeError(words.said) from None  # plain text: Ray may not be able to carry the exception itself
+    finally:
+        context.heart.close()
