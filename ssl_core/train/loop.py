@@ -86,6 +86,7 @@ def train(
         batches = profiled(batches, context.folder)
     try:
         for batch in batches:
+            context.at(batch.step, "stepping" if batch.step > first + 1 else "starting")
             pending = step(
                 batch,
                 signals=(
@@ -101,10 +102,12 @@ def train(
                 if complaint := watch.complaint(looks):
                     records.event(done, complaint)
             if monitor and config.monitor_every and done % config.monitor_every == 0:
+                context.at(done, "probing")
                 looks |= monitor(step.encoder)
             verdict = results.of_the_step_before(batch, pending, looks)
             if verdict.any() or saver.due_by_step(done):
                 verdict = results.of_this_step(verdict)  # what is saved must be known to be good
+                context.at(done, "saving")
                 if unreadable := saver.save(done):
                     records.event(done, _about(unreadable))
             quarantine.stop_if(verdict.too_many and quarantine.exceeded(0))  # once all know what each had found
