@@ -15,7 +15,7 @@ from pipelines.failures import meaning
 from pipelines.heartbeat import DriversBoard, News
 from pipelines.progress import Progress
 from pipelines.supervision import Supervisor
-from pipelines.worker import Job, ray_worker
+from pipelines.worker import Body, Job, ray_worker, run_worker
 from ssl_core.errors import WorkerLost
 
 _POLL_SECONDS, _LOOK_SECONDS = 0.25, 1.0
@@ -23,7 +23,14 @@ _HANG_PATIENCE_SECONDS, _STOP_PATIENCE_SECONDS = 60.0, 3.0  # for `fit()` to ret
 
 
 def run_attempt(
-    job: Job, *, workers: int, need: Resource, board: DriversBoard, supervisor: Supervisor, progress: Progress
+    job: Job,
+    *,
+    workers: int,
+    need: Resource,
+    board: DriversBoard,
+    supervisor: Supervisor,
+    progress: Progress,
+    body: Body = run_worker,
 ) -> dict[str, Any]:
     """Run one attempt on a Ray that is already started.
 
@@ -34,6 +41,7 @@ def run_attempt(
         board: where their beats arrive.
         supervisor: decides whether the attempt goes on.
         progress: is shown.
+        body: what each worker does.
 
     Returns:
         The `LoopResult` of rank 0 as plain values.
@@ -47,7 +55,9 @@ def run_attempt(
 
     def fit() -> None:
         try:
-            outcome["result"] = _trainer(job, workers, need, board).fit().return_value
+            outcome["result"] = (
+                _trainer({**asdict(job), "board": board.actor, "body": body}, workers, need).fit().return_value
+            )
         except BaseException as error:  # noqa: BLE001 (handed to the main thread, which raises it)
             outcome["error"] = error
 
@@ -99,21 +109,21 @@ def _end_workers(news: News) -> None:
         remove_placement_group(news.placement_group)
 
 
-def _trainer(job: Job, workers: int, need: Resource, board: DriversBoard) -> Any:
+def _trainer(job: dict[str, Any], workers: int, need: Resource) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpus = need == "GPU"
     return TorchTrainer(
         ray_worker,
-        train_loop_config={**asdict(job), "board": board.actor},
+        train_loop_config=job,
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=1800),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpus, resources_per_worker=None if gpus else {"CPU": 1}
         ),
         run_config=RunConfig(
-            name=f"attempt-{job.attempt:04d}",
-            storage_path=str(Path(job.folder) / ".ray"),
+            name=f"attempt-{job['attempt']:04d}",
+            storage_path=str(Path(job["folder"]) / ".ray"),
             # by default workers that cannot start are tried again for ever
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=LoggingConfig(log_level="ERROR"),

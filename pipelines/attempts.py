@@ -130,7 +130,7 @@ def wait_for_room(
         while True:
             found, waited = room(need), time.monotonic() - began
             workers = choose_workers(found, least=least, most=most)
-            if workers == most or (workers is not None and (waited > _SETTLE_SECONDS or not settle)):
+            if workers is not None and (workers == most or waited > _SETTLE_SECONDS or not settle):
                 return workers
             there = f"the cluster has room for {found} worker(s) that need a {need} each, of {capacity(need)} in all"
             if workers is None and waited > patience_seconds:
@@ -150,7 +150,8 @@ class _Surroundings:
     """Looks around every few seconds: whether a node of this attempt is going, or there is room for a faster one."""
 
     def __init__(self, plan: Plan, need: Resource, most: int) -> None:
-        self._lanes, self._need, self._most = plan.lanes, need, most
+        self._lanes, self._most = plan.lanes, most
+        self._need: Resource = need
         self._next_look = 0.0
         self._room_before = 0
 

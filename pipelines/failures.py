@@ -78,9 +78,8 @@ def _before_the_workers_ran(error: BaseException) -> Exception:
 
     for cause in _causes(error):
         inner = getattr(cause, "cause", None)
-        if isinstance(cause, RayTaskError) and isinstance(inner, Exception):
-            if not isinstance(inner, OSError | RuntimeError):
-                return WorkerFailed(str(cause))
+        if isinstance(cause, RayTaskError) and not isinstance(inner, OSError | RuntimeError | None):
+            return WorkerFailed(str(cause))
     return WorkerLost(f"the workers could not be started ({_last_line(getattr(error, 'controller_failure', error))})")
 
 

@@ -8,7 +8,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal, cast
 
@@ -138,44 +139,54 @@ class DriversBoard:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        remote: Any = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Board)
-        return cls(remote.remote())
+        actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(Board)
+        return cls(actor.options(scheduling_strategy=here).remote())
 
     def news(self, attempt: int, *, stop: bool) -> News:
         """As `Board.news`."""
         import ray
         from ray.exceptions import GetTimeoutError, RayActorError
 
-        try:
+        with suppress(GetTimeoutError, RayActorError):
             news = cast(Any, ray).get(self.actor.news.remote(attempt, stop=stop), timeout=_CALL_SECONDS)
             self._last = attempt, news
-        except (GetTimeoutError, RayActorError):
-            pass
         return self._last[1] if self._last[0] == attempt else News()
 
 
-@dataclass(kw_only=True)
 class Heart:
     """A worker's side: a thread that posts a beat every second.
 
     Attributes:
-        post: takes a beat and gives the answer; what it raises is a beat that was missed.
-        leave: ends this process at once.
+        asked_to_stop: whether the answer to the last beat said so.
     """
 
-    post: Callable[[Beat], Answer]
-    attempt: int
-    rank: int
-    node: str
-    placement_group: Any = None
-    leave: Callable[[], None] = field(default=lambda: os._exit(1))
-    every_seconds: float = _EVERY_SECONDS
+    def __init__(
+        self,
+        post: Callable[[Beat], Answer],
+        *,
+        attempt: int,
+        rank: int,
+        node: str,
+        placement_group: Any = None,
+        leave: Callable[[], None] = lambda: os._exit(1),
+        every_seconds: float = _EVERY_SECONDS,
+    ) -> None:
+        """Begin at no step.
 
-    def __post_init__(self) -> None:
-        """Begin at no step."""
+        Args:
+            post: takes a beat and gives the answer; where it raises, that beat is missed.
+            attempt: of the run.
+            rank: of the worker.
+            node: Ray's id of it.
+            placement_group: see `Beat`.
+            leave: ends this process at once.
+            every_seconds: between beats.
+        """
         self.asked_to_stop = False
-        self._at: tuple[int, Doing] = (0, "starting")
-        self._since = time.monotonic()
+        self._post, self._leave, self._every = post, leave, every_seconds
+        self._attempt, self._rank, self._node, self._placement_group = attempt, rank, node, placement_group
+        self._doing: Doing = "starting"
+        self._step, self._since = 0, time.monotonic()
         self._step_seconds: deque[float] = deque(maxlen=_LAST_STEPS)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -191,38 +202,34 @@ class Heart:
     def at(self, step: int, doing: Doing) -> None:
         """Note what this worker begins, after `step` steps."""
         now = time.monotonic()
-        before, was = self._at
-        if was == "stepping" and step > before:
+        if self._doing == "stepping" and step > self._step:
             self._step_seconds.append(now - self._since)
-        self._at, self._since = (step, doing), now
+        self._step, self._doing, self._since = step, doing, now
 
     def beat(self) -> None:
         """Post one beat, and do as the answer says."""
-        step, doing = self._at
         seconds = self._step_seconds.copy()
-        answer = self.post(
+        answer = self._post(
             Beat(
-                attempt=self.attempt,
-                rank=self.rank,
-                node=self.node,
+                attempt=self._attempt,
+                rank=self._rank,
+                node=self._node,
                 pid=os.getpid(),
-                step=step,
-                doing=doing,
+                step=self._step,
+                doing=self._doing,
                 step_seconds=median(seconds) if seconds else None,
-                placement_group=self.placement_group,
+                placement_group=self._placement_group,
             )
         )
         if answer == "leave":
-            self.leave()
+            self._leave()
         self.asked_to_stop = answer == "stop"
 
     def _run(self) -> None:
         while True:
-            try:
+            with suppress(Exception):  # the next beat may come through; if none does, the driver sees it
                 self.beat()
-            except Exception:  # noqa: BLE001 (whatever it is, the next beat may come through; if none does, the driver sees it)
-                pass
-            if self._closed.wait(self.every_seconds):
+            if self._closed.wait(self._every):
                 return
 
 
@@ -235,7 +242,7 @@ def heart_of_this_worker(board: Any, *, attempt: int, rank: int) -> Heart:
         return cast(Any, ray).get(board.beat.remote(beat), timeout=_CALL_SECONDS)
 
     node = ray.get_runtime_context().get_node_id()
-    return Heart(post=post, attempt=attempt, rank=rank, node=node, placement_group=get_current_placement_group())
+    return Heart(post, attempt=attempt, rank=rank, node=node, placement_group=get_current_placement_group())
 
 
 def say_last_words(board: Any, words: LastWords) -> None:
@@ -243,7 +250,5 @@ def say_last_words(board: Any, words: LastWords) -> None:
     import ray
     from ray.exceptions import RayError
 
-    try:
+    with suppress(RayError):
         cast(Any, ray).get(board.say.remote(words), timeout=_CALL_SECONDS)
-    except RayError:
-        pass

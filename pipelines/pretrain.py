@@ -59,8 +59,8 @@ def start_line(plan: Any) -> str:
         f"{config.method['name']} · {config.model.name} at {config.model.image_size} px · "
         f"{_images(plan.train_data)} · {plan.total_steps:,} steps of {lanes.global_batch} "
         f"({plan.total_steps / plan.schedule.steps_per_epoch:.1f} epochs) · {config.optim.name} at {rate:.4g}\n"
-        f"{lanes.count} lanes of {lanes.size} · {_workers(plan)} worker(s) with {' or '.join(map(str, per_worker))} lanes "
-        f"· efficiency {lanes.efficiency:.2f} · {config.train.precision}"
+        f"{lanes.count} lanes of {lanes.size} · {_workers(plan)} worker(s) with "
+        f"{' or '.join(map(str, per_worker))} lanes · efficiency {lanes.efficiency:.2f} · {config.train.precision}"
     )
     if config.train.precision == "bf16" and not bf16_is_fast():
         text += (

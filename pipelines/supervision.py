@@ -1,4 +1,4 @@
-"""What the driver wants of an attempt under way, from the workers' beats: go on, stop after this step, or end at once."""
+"""What the driver wants of an attempt under way, from the workers' beats: go on, stop after a step, or end at once."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol

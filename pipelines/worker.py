@@ -4,6 +4,7 @@
 """
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from ssl_core.train.context import RunContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
 from ssl_core.train.step import TrainStep, why_not_compiled
 
+Body = Callable[["Job", RunContext], LoopResult]
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -53,7 +56,9 @@ def keep_freed_memory() -> None:
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
+        for parameter, value in ((_M_MMAP_MAX, 0), (Body = Callable[["Job", RunContext], LoopResult]
+
+_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
             libc.mallopt(parameter, value)
 
 
@@ -146,22 +151,23 @@ def ray_worker(job: dict[str, Any]) -> dict[str, Any]:
     """`run_worker` as Ray Train's `train_loop_per_worker`; what it returns is the attempt's result.
 
     Args:
-        job: the fields of `Job`, and `board`, the actor that beats are posted to.
+        job: the fields of `Job`, `board`, the actor that beats are posted to, and `body`, which is `run_worker` but in
+            tests of what surrounds it.
     """
     from pipelines.failures import last_words
     from pipelines.heartbeat import say_last_words
     from pipelines.ray_context import RayContext
 
     keep_freed_memory()
-    board = job["board"]
-    work = Job(**{name: value for name, value in job.items() if name != "board"})
+    board, body = job.pop("board"), job.pop("body")
+    work = Job(**job)
     folder = Path(work.folder)
     checkpoints = checkpoint_folder(work.config["checkpoints"], folder)
     context = RayContext.of_this_worker(folder, work.attempt, checkpoints, board)
     context.heart.start()
     try:
-        return vars(run_worker(work, context))
-    except Exception as error:
+        return vars(body(work, context))
+    except Exception as error:  # noqa: BLE001 (it is raised again, in words)
         words = last_words(error, attempt=work.attempt, rank=context.collectives.rank)
         say_last_words(board, words)
         raise RuntimeError(words.said) from None  # plain text: Ray may not be able to carry the exception itself
