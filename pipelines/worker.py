@@ -34,8 +34,6 @@ from ssl_core.train.context import RunContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train
 from ssl_core.train.step import TrainStep, why_not_compiled
 
-Body = Callable[["Job", RunContext], LoopResult]
-
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -48,6 +46,10 @@ class Job:
     attempt: int
 
 
+Body = Callable[[Job, RunContext], LoopResult]
+"""What a worker does within an attempt."""
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep what a step frees for the next step (elsewhere: do nothing).
 
@@ -56,9 +58,7 @@ def keep_freed_memory() -> None:
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        for parameter, value in ((_M_MMAP_MAX, 0), (Body = Callable[["Job", RunContext], LoopResult]
-
-_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
+        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
             libc.mallopt(parameter, value)
 
 
