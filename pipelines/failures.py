@@ -12,6 +12,14 @@ from pipelines.heartbeat import Kind, LastWords
 from ssl_core.errors import Resumable, UserError, WorkerLost
 
 _WEIGHT: Sequence[Kind] = ("code", "user", "resumable", "lost")  # the first of them that any worker said counts
+_REASONS = {  # what Ray says of a lost worker → what it means
+    "running low on memory": "its node ran out of memory, and Ray killed it",
+    "node has died": "its node is gone",
+    "node was terminated": "its node is gone",
+    "health check has been hanging": "it does not answer",
+    "unexpectedly exits": "its process ended unexpectedly",
+    "killed": "its process was killed",
+}
 _OF_TORCH_DISTRIBUTED = {"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"}
 
 
@@ -80,22 +88,18 @@ def _before_the_workers_ran(error: BaseException) -> Exception:
         inner = getattr(cause, "cause", None)
         if isinstance(cause, RayTaskError) and not isinstance(inner, OSError | RuntimeError | None):
             return WorkerFailed(str(cause))
-    return WorkerLost(f"the workers could not be started ({_last_line(getattr(error, 'controller_failure', error))})")
+    said = str(getattr(error, "controller_failure", error)).strip() or type(error).__name__
+    return WorkerLost(f"the workers could not be started ({said.splitlines()[-1].strip()})")
 
 
 def _why(failure: BaseException) -> str:
     """Why Ray lost a worker, in a few words."""
     inner = getattr(failure, "health_check_failure", failure)
-    text = str(inner)
-    if "memory" in text.lower() and "kill" in text.lower():
-        return "its node ran out of memory, and Ray killed it"
-    if "node" in text and "died" in text and "worker" not in text:
-        return "its node died"
-    return _last_line(inner)
-
-
-def _last_line(error: Any) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+    text = " ".join(str(inner).split())
+    for sign, reason in _REASONS.items():
+        if sign in text:
+            return reason
+    return f"{text[:200]}…" if len(text) > 200 else text or type(inner).__name__
 
 
 def _causes(error: BaseException) -> Generator[BaseException]:

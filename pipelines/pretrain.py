@@ -149,6 +149,7 @@ def _train_probe_register(run: Any, plan: Any, stop: StopSignals, tracker: Any, 
         except WorkerFailed as error:
             say(error.said)
             raise SystemExit(1) from error
+        stop.raise_if_asked()
     summary: dict[str, Any] = {**run.record.training, "probe": None}
     report = probe_on_ray(plan, run.path)
     if report is not None:

@@ -11,6 +11,7 @@ from pipelines.console import say
 from ssl_core.errors import Resumable
 
 _SLICE_SECONDS = 0.1
+_STOPPED = "stopped as asked: the same command continues it"
 
 
 class StopSignals:
@@ -46,6 +47,11 @@ class StopSignals:
         finally:
             self._only_noted = False
 
+    def raise_if_asked(self) -> None:
+        """Stop here; raises Resumable."""
+        if self.asked:
+            raise Resumable(_STOPPED)
+
     def wait(self, seconds: float) -> bool:
         """Wait so long, or until asked to stop; whether that was asked."""
         end = time.monotonic() + seconds
@@ -79,7 +85,7 @@ def stop_signals() -> Generator[StopSignals]:
     except KeyboardInterrupt as error:
         if signals.asked_twice or not signals.asked:
             raise
-        raise Resumable("stopped as asked: the same command continues it") from error
+        raise Resumable(_STOPPED) from error
     finally:
         for number, old in before.items():
             signal.signal(number, old)
