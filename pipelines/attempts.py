@@ -59,23 +59,7 @@ def train_to_the_end(run: RunFolder, plan: Plan, stop: StopSignals) -> None:
         try:
             result = _carry_out(run, plan, stop, attempt, need, board, supervisor)
         except WorkerLost as lost:
-            saved = _saved_step(run, plan)
-            if stop.asked:
-                raise Resumable(f"stopped; step {saved} is saved: the same command continues it") from lost
-            why = str(lost)
-            _note_failure(run, supervisor.signs, why)
-            if not budget.spend(saved):
-                raise Resumable(
-                    f"{budget.failures} attempts failed with no newer checkpoint than after step {saved} "
-                    f"(train.max_failures={budget.max_failures}), the last one because {why}: "
-                    "the same command continues it"
-                ) from lost
-            say(
-                f"{why}: trying again in {budget.back_off_seconds:.0f} s "
-                f"(failure {budget.failures} of {budget.max_failures} without a newer checkpoint)"
-            )
-            if stop.wait(budget.back_off_seconds):
-                raise Resumable(f"stopped; step {saved} is saved: the same command continues it") from lost
+            why = _why_again(lost, run, _saved_step(run, plan), stop, supervisor.signs, budget)
             continue
         speeds.append((result["steps"] - _first_step(run, attempt), result["images_per_second"]))
         if result["finished"]:
@@ -85,19 +69,7 @@ def train_to_the_end(run: RunFolder, plan: Plan, stop: StopSignals) -> None:
                 f"stopped after step {result['steps']} of {plan.total_steps}: the same command continues it"
             )
         why = supervisor.moving
-    seconds = time.monotonic() - began
-    speed = _overall(speeds)
-    training = {
-        "workers": plan.lanes.world,
-        "steps": result["steps"],
-        "images_per_second": round(speed, 2),
-        "seconds": round(seconds, 1),
-        "quarantined": result["quarantined"],
-        "attempts": run.record.attempts,
-        "failures": list(run.record.failures),
-    }
-    run.update(state="trained", training=training)
-    say(f"trained {result['steps']} steps in {duration(seconds)}, {speed:,.0f} images/s")
+    _write_down(run, plan, result, _overall(speeds), time.monotonic() - began)
 
 
 def wait_for_room(
@@ -197,6 +169,50 @@ def _carry_out(
         publish_joined(run.path, "audit")
 
 
+def _why_again(
+    lost: WorkerLost,
+    run: RunFolder,
+    saved: int,
+    stop: StopSignals,
+    signs: Sequence[WorkerSign],
+    budget: FailureBudget,
+) -> str:
+    """Note a failure, say it, and wait; on return another attempt may begin, for the reason given."""
+    stopped = f"stopped; step {saved:,} is saved: the same command continues it"
+    if stop.asked:
+        raise Resumable(stopped) from lost
+    why = str(lost)
+    step = min((sign.step for sign in signs), default=saved)
+    run.update(failures=(*run.record.failures, {"step": step, "reason": why}))
+    if not budget.spend(saved):
+        raise Resumable(
+            f"{why}; {budget.failures} attempts failed with no newer checkpoint than after step {saved:,} "
+            f"(train.max_failures={budget.max_failures}): the same command continues it"
+        ) from lost
+    say(
+        f"{why}: trying again in {budget.back_off_seconds:.0f} s "
+        f"(failure {budget.failures} of {budget.max_failures} without a newer checkpoint)"
+    )
+    if stop.wait(budget.back_off_seconds):
+        raise Resumable(stopped) from lost
+    return why
+
+
+def _write_down(run: RunFolder, plan: Plan, result: dict[str, Any], speed: float, seconds: float) -> None:
+    """Record that the run is trained, and say so."""
+    training = {
+        "workers": plan.lanes.world,
+        "steps": result["steps"],
+        "images_per_second": round(speed, 2),
+        "seconds": round(seconds, 1),
+        "quarantined": result["quarantined"],
+        "attempts": run.record.attempts,
+        "failures": list(run.record.failures),
+    }
+    run.update(state="trained", training=training)
+    say(f"trained {result['steps']} steps in {duration(seconds)}, {speed:,.0f} images/s")
+
+
 def _planned_for(plan: Plan, workers: int) -> Plan:
     """The same plan with another number of workers, each of which owns other lanes."""
     if workers == plan.lanes.world:
@@ -204,11 +220,6 @@ def _planned_for(plan: Plan, workers: int) -> Plan:
     changed = make_plan(plan.values, workers=workers)
     check_cache(changed)
     return changed
-
-
-def _note_failure(run: RunFolder, signs: Sequence[WorkerSign], reason: str) -> None:
-    step = min((sign.step for sign in signs), default=0)
-    run.update(failures=(*run.record.failures, {"step": step, "reason": reason}))
 
 
 def _saved_step(run: RunFolder, plan: Plan) -> int:
