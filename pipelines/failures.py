@@ -16,6 +16,7 @@ _REASONS = {  # what Ray says of a lost worker → what it means
     "running low on memory": "its node ran out of memory, and Ray killed it",
     "node has died": "its node is gone",
     "node was terminated": "its node is gone",
+    "unavailable": "neither its process nor its node answers",
     "health check has been hanging": "it does not answer",
     "unexpectedly exits": "its process ended unexpectedly",
     "killed": "its process was killed",

@@ -26,11 +26,11 @@ Run = Callable[..., dict[str, object]]
 
 @pytest.fixture(scope="module")
 def board() -> Generator[DriversBoard]:
-    import ray
-
     from pipelines.ray_context import start_ray
 
     start_ray(None, workers=2)
+    import ray
+
     yield DriversBoard.start()
     ray.shutdown()
 
