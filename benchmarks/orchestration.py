@@ -61,9 +61,20 @@ def by_torchrun(work: Job, workers: int) -> float:
 def by_ray(work: Job, workers: int) -> tuple[float, float]:
     """Images per second, and processor seconds of Ray's own processes while the attempt ran."""
     from pipelines.attempt import run_attempt
+    from pipelines.heartbeat import DriversBoard
+    from pipelines.progress import Progress
+    from pipelines.stop_signals import StopSignals
+    from pipelines.supervision import Supervisor
 
     before = daemon_seconds()
-    result = run_attempt(work, workers=workers, total_steps=STEPS, steps_per_epoch=STEPS)
+    result = run_attempt(
+        work,
+        workers=workers,
+        need="CPU",
+        board=DriversBoard.start(),
+        supervisor=Supervisor(StopSignals(), hang_timeout=None),
+        progress=Progress(Path(work.folder), work.attempt, STEPS, STEPS),
+    )
     return result["images_per_second"], daemon_seconds() - before
 
 

@@ -1,190 +1,131 @@
 """One attempt: one `TorchTrainer.fit()` with a fixed number of workers, watched from the driver's main thread.
 
-Ray Train's own retries and checkpoints stay off: it commits only after every rank was polled and has no back-off.
-Progress, the stop signal and errors go through the run's folder, which all nodes share.
+Ray Train's own retries and checkpoints stay off: it commits only after every rank was polled, has no back-off, and does
+not see a worker that hangs.
 """
 
-import json
-import signal
 import threading
-import traceback
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+import time
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
-from pipelines.console import LiveLine, duration, say
-from pipelines.worker import Job, ray_worker
-from ssl_core.errors import Resumable, UserError
-from ssl_core.train.context import STOP_FILE
-from ssl_core.train.records import part_path, read_part
+from pipelines.cluster_room import Resource
+from pipelines.failures import meaning
+from pipelines.heartbeat import DriversBoard, News
+from pipelines.progress import Progress
+from pipelines.supervision import Supervisor
+from pipelines.worker import Body, Job, ray_worker, run_worker
+from ssl_core.errors import WorkerLost
 
-_POLL_SECONDS = 0.25
-
-
-class WorkerFailed(RuntimeError):
-    """Code on a worker raised; `said` is its own traceback."""
-
-    def __init__(self, said: str) -> None:
-        super().__init__(said.strip().splitlines()[-1])
-        self.said = said
+_POLL_SECONDS, _LOOK_SECONDS = 0.25, 1.0
+_HANG_PATIENCE_SECONDS, _STOP_PATIENCE_SECONDS = 60.0, 3.0  # for `fit()` to return when its workers are gone
 
 
-def run_attempt(job: Job, *, workers: int, total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
+def run_attempt(
+    job: Job,
+    *,
+    workers: int,
+    need: Resource,
+    board: DriversBoard,
+    supervisor: Supervisor,
+    progress: Progress,
+    body: Body = run_worker,
+) -> dict[str, Any]:
     """Run one attempt on a Ray that is already started.
+
+    Args:
+        job: what the workers run.
+        workers: how many.
+        need: what each of them needs one of.
+        board: where their beats arrive.
+        supervisor: decides whether the attempt goes on.
+        progress: is shown.
+        body: what each worker does.
 
     Returns:
         The `LoopResult` of rank 0 as plain values.
 
     Raises:
+        WorkerLost: a worker, node or actor went away, or the supervisor ended the attempt.
         UserError, Resumable: raised on a worker, in its own words.
-        Resumable: a worker, node or actor went away.
         WorkerFailed: any other exception on a worker.
     """
-    folder = Path(job.folder)
-    (folder / STOP_FILE).unlink(missing_ok=True)
     outcome: dict[str, Any] = {}
 
     def fit() -> None:
         try:
-            outcome["result"] = _trainer(job, workers).fit().return_value
+            outcome["result"] = (
+                _trainer({**asdict(job), "board": board.actor, "body": body}, workers, need).fit().return_value
+            )
         except BaseException as error:  # noqa: BLE001 (handed to the main thread, which raises it)
             outcome["error"] = error
 
     thread = threading.Thread(target=fit, name="trainer", daemon=True)
-    progress = _Progress(folder, job.attempt, total_steps, steps_per_epoch)
-    with _signals_to(lambda: (folder / STOP_FILE).touch()):
-        thread.start()
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
-            progress.show()
+    thread.start()
+    _watch(thread, job.attempt, board, supervisor, progress)
+    if "result" in outcome:
+        return cast(dict[str, Any], outcome["result"])
+    if supervisor.hang:
+        raise WorkerLost(str(supervisor.hang))
+    if "error" not in outcome:
+        raise WorkerLost("the workers were ended before a step was done")
+    words = board.news(job.attempt, stop=True).last_words
+    whereabouts = {sign.rank: f" (node {sign.node[:8]}, pid {sign.pid})" for sign in supervisor.signs}
+    raise meaning(outcome["error"], words, whereabouts) from outcome["error"]
+
+
+def _watch(
+    thread: threading.Thread, attempt: int, board: DriversBoard, supervisor: Supervisor, progress: Progress
+) -> None:
+    """Return when the attempt is over, or when it was ended and Ray does not notice."""
+    stop, next_look, give_up = False, 0.0, float("inf")
+    while thread.is_alive() and time.monotonic() < give_up:
+        thread.join(_POLL_SECONDS)
+        progress.show()
+        if time.monotonic() < next_look or give_up < float("inf"):
+            continue
+        next_look = time.monotonic() + _LOOK_SECONDS
+        news = board.news(attempt, stop=stop)
+        order = supervisor.look(news.signs)
+        stop = stop or order != "go"
+        if order == "stop":
+            board.news(attempt, stop=True)
+        elif order == "end":
+            _end_workers(news)
+            give_up = time.monotonic() + (_HANG_PATIENCE_SECONDS if supervisor.hang else _STOP_PATIENCE_SECONDS)
     progress.show()
     progress.close()
-    if "error" in outcome:
-        raise _translated(outcome["error"], progress.step) from outcome["error"]
-    return cast(dict[str, Any], outcome["result"])
 
 
-def _trainer(job: Job, workers: int) -> Any:
-    import ray
+def _end_workers(news: News) -> None:
+    """Kill the attempt's processes on all nodes, stopped ones too: without their reservation Ray lets none live.
+
+    `ray.kill` asks the process first, and takes five seconds to see that a stopped one does not answer.
+    """
+    if news.placement_group is not None:
+        from ray.util import remove_placement_group
+
+        remove_placement_group(news.placement_group)
+
+
+def _trainer(job: dict[str, Any], workers: int, need: Resource) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpus = float(ray.cluster_resources().get("GPU", 0)) >= workers
+    gpus = need == "GPU"
     return TorchTrainer(
         ray_worker,
-        train_loop_config=asdict(job),
+        train_loop_config=job,
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=1800),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpus, resources_per_worker=None if gpus else {"CPU": 1}
         ),
         run_config=RunConfig(
-            name=f"attempt-{job.attempt:04d}",
-            storage_path=str(Path(job.folder) / ".ray"),
-            failure_config=FailureConfig(max_failures=0),
+            name=f"attempt-{job['attempt']:04d}",
+            storage_path=str(Path(job["folder"]) / ".ray"),
+            # by default workers that cannot start are tried again for ever
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-
-
-def _translated(error: BaseException, step: int) -> BaseException:
-    """The error in the words of whoever raised it first."""
-    failures = list(cast(dict[int, Exception], getattr(error, "worker_failures", {})).values())
-    for failure in failures:
-        for cause in _causes(failure):
-            if isinstance(cause, UserError | Resumable):
-                return type(cause)(str(cause)) if type(cause) in (UserError, Resumable) else Resumable(str(cause))
-    said = [text for text in (getattr(failure, "_traceback_str", "") for failure in failures) if text]
-    lost = [failure for failure in failures if "HealthCheck" in type(failure).__name__ or "Died" in str(failure)]
-    if not failures:
-        lost = [cast(Exception, getattr(error, "controller_failure", error))]
-    if lost:
-        lines = (str(lost[0]).strip() or type(lost[0]).__name__).splitlines()
-        what = lines[0] if failures else lines[-1].strip()  # Ray ends a traceback of its own with what went wrong
-        return Resumable(
-            f"the attempt ended after step {step} because a worker went away ({what}): the same command continues it"
-        )
-    return WorkerFailed(said[0] if said else "".join(traceback.format_exception(failures[0])))
-
-
-def _causes(error: BaseException) -> Generator[BaseException]:
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        one = pending.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield one
-        pending += [one.__cause__, one.__context__, getattr(one, "cause", None), getattr(one, "_base_exc", None)]
-
-
-@contextmanager
-def _signals_to(stop: Callable[[], None]) -> Generator[None]:
-    """Within: the first SIGINT or SIGTERM asks the workers to stop after their step; a second one leaves at once."""
-    asked = False
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        say("\nstopping after this step; once more to leave at once")
-        stop()
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-class _Progress:
-    """The live line, from the last line of rank 0's metrics; the workers' events in lines of their own."""
-
-    def __init__(self, folder: Path, attempt: int, total_steps: int, steps_per_epoch: int) -> None:
-        self._metrics, self._events = part_path(folder, "metrics", attempt), part_path(folder, "events", attempt)
-        self._total, self._per_epoch = total_steps, steps_per_epoch
-        self._live = LiveLine()
-        self._first: tuple[int, float] | None = None
-        self._events_said = 0
-        self.step = 0
-
-    def show(self) -> None:
-        """Say what is new."""
-        events = read_part(self._events)[1] if self._events.exists() else []
-        for event in events[self._events_said :]:
-            say(str(event["event"]))
-        self._events_said = len(events)
-        line = self._last()
-        if line is None or int(line["step"]) == self.step:
-            return
-        self.step = int(line["step"])
-        self._first = self._first or (self.step, float(line["time"]))
-        first_step, first_time = self._first
-        pace = (float(line["time"]) - first_time) / (self.step - first_step) if self.step > first_step else 0.0
-        left = f" · {duration(pace * (self._total - self.step))} left" if pace else ""
-        self._live.show(
-            f"step {self.step}/{self._total} · epoch {self.step / self._per_epoch:.2f} · loss {line['loss']:.4f} · "
-            f"{line['images_per_second']:,.0f} images/s{left}",
-            force=self.step == self._total,
-        )
-
-    def close(self) -> None:
-        """End the live line."""
-        self._live.close()
-
-    def _last(self) -> dict[str, Any] | None:
-        """The last whole line of the metrics."""
-        try:
-            with self._metrics.open("rb") as file:
-                file.seek(0, 2)
-                file.seek(max(0, file.tell() - 4096))
-                lines = file.read().split(b"\n")[:-1]
-            line = cast(dict[str, Any], json.loads(lines[-1])) if lines else {}
-        except (OSError, json.JSONDecodeError):
-            return None
-        return line if "step" in line else None

@@ -56,7 +56,9 @@ class DataConfig:
 class TrainConfig:
     """Keys below `train`."""
 
-    workers: int | None = None
+    workers: int | tuple[int, int] | None = None
+    hang_timeout: float | None = None
+    max_failures: int = 3
     threads: int | None = None
     epochs: int = 100
     steps: int | None = None
@@ -77,9 +79,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no loop can do."""
-        for name, least in {"keep_checkpoints": 1, "log_every": 1, "health_every": 1, "max_skipped": 0}.items():
+        least_values = {"keep_checkpoints": 1, "log_every": 1, "health_every": 1, "max_skipped": 0, "max_failures": 0}
+        for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise UserError(f"train.{name}={getattr(self, name)}: use at least {least}")
+        if self.hang_timeout is not None and self.hang_timeout <= 0:
+            raise UserError(f"train.hang_timeout={self.hang_timeout:g}: use seconds above 0, or null")
+        if isinstance(self.workers, tuple) and not 1 <= self.workers[0] <= self.workers[1]:
+            least, most = self.workers
+            raise UserError(f"train.workers=[{least},{most}]: write the least and the most, from 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +223,12 @@ class Plan:
             },
         }
 
+    @property
+    def workers(self) -> tuple[int, int]:
+        """The least and the most workers that an attempt may have."""
+        least, most = _worker_bounds(self.config.train)
+        return least, max(least, min(most, self.lanes.count))
+
     def random_encoder(self) -> Encoder:
         """The encoder with its keyed initial weights: where the run starts, and the probe's baseline."""
         return build_encoder(self.config.model.encoder, seed=self.config.seed)
@@ -244,13 +258,21 @@ def _absolute(place: Any) -> Any:
 
 
 def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None = None) -> Plan:
-    """Type and check a composed configuration; raises UserError on anything that cannot run."""
+    """Type and check a composed configuration; raises UserError on anything that cannot run.
+
+    Args:
+        mapping: as composed.
+        rank: the worker that the plan is for.
+        workers: how many there are; None: as many as there may be.
+    """
     config = typed(PretrainConfig, mapping)
     train, model = config.train, config.model
     if config.data.train is None:
         raise UserError("data.train is missing: name a folder with a manifest (python -m pipelines.pack makes one)")
     train_data = load_data_set(config.data.train, config.data.weights)
-    world = workers or train.workers or default_workers()
+    lanes = Lanes.cut(train.global_batch, config.data.lanes)
+    least, most = _worker_bounds(train)
+    world = workers or max(least, min(most, lanes.count))
     lanes = Lanes.cut(train.global_batch, config.data.lanes, rank=rank, world=world)
     schedule = Schedule(
         shard_samples=train_data.shard_samples,
@@ -356,6 +378,13 @@ def probe_data(plan: Plan) -> tuple[DataSet, DataSet] | None:
         return None
     train = load_data_set(config.probe.train) if config.probe.train else plan.train_data.unweighted
     return train, load_data_set(val)
+
+
+def _worker_bounds(train: TrainConfig) -> tuple[int, int]:
+    if isinstance(train.workers, tuple):
+        return train.workers
+    number = default_workers() if train.workers is None else train.workers
+    return number, number
 
 
 def default_workers() -> int:

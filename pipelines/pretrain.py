@@ -7,17 +7,22 @@
 The same command continues an interrupted run at the exact next step. Results: <storage>/<name>/summary.json.
 """
 
-import time
 from datetime import datetime
 from typing import Any
 
 from pipelines.config import compose
-from pipelines.console import duration, run_command, say
+from pipelines.console import run_command, say
+from pipelines.stop_signals import StopSignals, stop_signals
 from ssl_core.errors import Resumable
 
 
 def main(overrides: list[str]) -> None:
     """Check everything, then train what is left of the run, probe it, and register it if asked to."""
+    with stop_signals() as stop:
+        _pretrain(overrides, stop)
+
+
+def _pretrain(overrides: list[str], stop: StopSignals) -> None:
     values = compose("pretrain", overrides)
 
     from pipelines.plan import check_inputs, make_plan, with_absolute_paths
@@ -40,7 +45,7 @@ def main(overrides: list[str]) -> None:
         say(estimate(plan))
         return
     with run.locked():
-        _carry_out(run, plan)
+        _carry_out(run, plan, stop)
 
 
 def start_line(plan: Any) -> str:
@@ -54,8 +59,8 @@ def start_line(plan: Any) -> str:
         f"{config.method['name']} · {config.model.name} at {config.model.image_size} px · "
         f"{_images(plan.train_data)} · {plan.total_steps:,} steps of {lanes.global_batch} "
         f"({plan.total_steps / plan.schedule.steps_per_epoch:.1f} epochs) · {config.optim.name} at {rate:.4g}\n"
-        f"{lanes.count} lanes of {lanes.size} · {lanes.world} worker(s) with {' or '.join(map(str, per_worker))} lanes "
-        f"· efficiency {lanes.efficiency:.2f} · {config.train.precision}"
+        f"{lanes.count} lanes of {lanes.size} · {_workers(plan)} worker(s) with "
+        f"{' or '.join(map(str, per_worker))} lanes · efficiency {lanes.efficiency:.2f} · {config.train.precision}"
     )
     if config.train.precision == "bf16" and not bf16_is_fast():
         text += (
@@ -65,6 +70,11 @@ def start_line(plan: Any) -> str:
         better = [w for w in range(1, lanes.count + 1) if lanes.count % w == 0 and abs(w - lanes.world) <= lanes.world]
         text += f"\nwarning: workers wait for the one with most lanes; these numbers of workers divide them: {better}"
     return text
+
+
+def _workers(plan: Any) -> str:
+    least, most = plan.workers
+    return str(most) if least == most else f"{least} to {most}"
 
 
 def _images(data: Any) -> str:
@@ -82,7 +92,7 @@ def bf16_is_fast() -> bool:
     return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _carry_out(run: Any, plan: Any) -> None:
+def _carry_out(run: Any, plan: Any, stop: StopSignals) -> None:
     from pipelines.mlflow_connection import check_reachable, tracking_uri
 
     config = plan.config
@@ -111,7 +121,7 @@ def _carry_out(run: Any, plan: Any) -> None:
     )
     status = "FAILED"
     try:
-        _train_probe_register(run, plan, tracker, uri)
+        _train_probe_register(run, plan, stop, tracker, uri)
         status = "FINISHED"
     except (Resumable, KeyboardInterrupt):
         status = "KILLED"
@@ -119,20 +129,27 @@ def _carry_out(run: Any, plan: Any) -> None:
     finally:
         if run.record.state == "running":
             run.update(state="interrupted")
-        tracker.finish(status)
+        tracker.finish(status, wait_seconds=1 if stop.asked_twice else 5 if stop.asked else 30)
         import ray
 
         ray.shutdown()
 
 
-def _train_probe_register(run: Any, plan: Any, tracker: Any, uri: str) -> None:
+def _train_probe_register(run: Any, plan: Any, stop: StopSignals, tracker: Any, uri: str) -> None:
+    from pipelines.attempts import train_to_the_end
     from pipelines.evaluation import probe_on_ray
+    from pipelines.failures import WorkerFailed
     from pipelines.ray_context import start_ray
     from ssl_core.train.profile import PROFILE
 
-    start_ray(plan.config.ray.address, workers=plan.lanes.world)
+    start_ray(plan.config.ray.address, workers=plan.workers[1])
     if run.record.state != "trained":
-        _attempt(run, plan)
+        try:
+            train_to_the_end(run, plan, stop)
+        except WorkerFailed as error:
+            say(error.said)
+            raise SystemExit(1) from error
+        stop.raise_if_asked()
     summary: dict[str, Any] = {**run.record.training, "probe": None}
     report = probe_on_ray(plan, run.path)
     if report is not None:
@@ -166,43 +183,6 @@ def _pictures(run: Any, plan: Any) -> list[Any]:
         said = str(error).strip().splitlines() or [type(error).__name__]
         say(f"the run is complete but for its pictures, which could not be drawn: {said[-1]}")
         return []
-
-
-def _attempt(run: Any, plan: Any) -> None:
-    """One attempt; on return the run is trained and its records are joined."""
-    import shutil
-
-    from pipelines.attempt import WorkerFailed, run_attempt
-    from pipelines.worker import Job
-    from ssl_core.train.records import publish_joined
-
-    attempt = run.record.attempts + 1
-    run.update(state="running", attempts=attempt)
-    job = Job(config=dict(run.record.config), folder=str(run.path), attempt=attempt)
-    began = time.monotonic()
-    try:
-        result = run_attempt(
-            job, workers=plan.lanes.world, total_steps=plan.total_steps, steps_per_epoch=plan.schedule.steps_per_epoch
-        )
-    except WorkerFailed as error:
-        say(error.said)
-        raise SystemExit(1) from error
-    finally:
-        shutil.rmtree(run.path / ".ray", ignore_errors=True)
-        publish_joined(run.path, "metrics")
-        publish_joined(run.path, "audit")
-    if not result["finished"]:
-        raise Resumable(f"stopped after step {result['steps']} of {plan.total_steps}: the same command continues it")
-    seconds = time.monotonic() - began
-    training = {
-        "workers": plan.lanes.world,
-        "steps": result["steps"],
-        "images_per_second": round(result["images_per_second"], 2),
-        "seconds": round(seconds, 1),
-        "quarantined": result["quarantined"],
-    }
-    run.update(state="trained", training=training)
-    say(f"trained {result['steps']} steps in {duration(seconds)}, {result['images_per_second']:,.0f} images/s")
 
 
 def _print_summary(run: Any) -> None:

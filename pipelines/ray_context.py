@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from pipelines.heartbeat import Heart, heart_of_this_worker
 from ssl_core.collectives import Collectives
 from ssl_core.storage.s3 import Folder
-from ssl_core.train.context import STOP_FILE, Doing
+from ssl_core.train.context import Doing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +22,18 @@ class RayContext:
     checkpoints: Folder
     collectives: Collectives
     device: torch.device
+    heart: Heart
 
     @classmethod
-    def of_this_worker(cls, folder: Path, attempt: int, checkpoints: Folder) -> "RayContext":
-        """Read rank and world from Ray Train, whose backend has formed the process group."""
+    def of_this_worker(cls, folder: Path, attempt: int, checkpoints: Folder, board: Any) -> "RayContext":
+        """Read rank and world from Ray Train, whose backend has formed the process group.
+
+        Args:
+            folder: the run's.
+            attempt: which one of the run.
+            checkpoints: where they are.
+            board: the actor that beats are posted to (`pipelines.heartbeat`).
+        """
         import ray.train
         import ray.train.torch
 
@@ -36,14 +45,16 @@ class RayContext:
             checkpoints=checkpoints,
             collectives=collectives,
             device=ray.train.torch.get_device(),
+            heart=heart_of_this_worker(board, attempt=attempt, rank=collectives.rank),
         )
 
     def should_stop(self) -> bool:
-        """Whether the driver put the stop file into the run's folder."""
-        return (self.folder / STOP_FILE).exists()
+        """Whether the answer to the last beat said so."""
+        return self.heart.asked_to_stop
 
     def at(self, step: int, doing: Doing) -> None:
-        """Not watched yet."""
+        """Noted for the next beat."""
+        self.heart.at(step, doing)
 
 
 def start_ray(address: str | None, *, workers: int) -> None:
@@ -57,7 +68,9 @@ def start_ray(address: str | None, *, workers: int) -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")  # the driver has looked for room before
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # the driver looks for draining nodes itself
+    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")  # peers of a worker that failed wait for it
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}

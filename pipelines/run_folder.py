@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ class RunRecord:
     mlflow_run: str | None = None
     tracking_uri: str | None = None
     training: Mapping[str, Any] | None = None
+    failures: Sequence[Mapping[str, Any]] = ()  # `step` and `reason` of each attempt that lost a worker
 
 
 class RunFolder:

@@ -4,6 +4,7 @@
 """
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,10 @@ class Job:
     config: dict[str, Any]
     folder: str
     attempt: int
+
+
+Body = Callable[[Job, RunContext], LoopResult]
+"""What a worker does within an attempt."""
 
 
 def keep_freed_memory() -> None:
@@ -140,11 +145,28 @@ def loop_config(plan: Plan) -> LoopConfig:
 
 
 def ray_worker(job: dict[str, Any]) -> dict[str, Any]:
-    """`run_worker` as Ray Train's `train_loop_per_worker`; what it returns is the attempt's result."""
+    """`run_worker` as Ray Train's `train_loop_per_worker`; what it returns is the attempt's result.
+
+    Args:
+        job: the fields of `Job`, `board`, the actor that beats are posted to, and `body`, which is `run_worker` but in
+            tests of what surrounds it.
+    """
+    from pipelines.failures import last_words
+    from pipelines.heartbeat import say_last_words
     from pipelines.ray_context import RayContext
 
     keep_freed_memory()
+    board, body = job.pop("board"), job.pop("body")
     work = Job(**job)
     folder = Path(work.folder)
-    context = RayContext.of_this_worker(folder, work.attempt, checkpoint_folder(work.config["checkpoints"], folder))
-    return vars(run_worker(work, context))
+    checkpoints = checkpoint_folder(work.config["checkpoints"], folder)
+    context = RayContext.of_this_worker(folder, work.attempt, checkpoints, board)
+    context.heart.start()
+    try:
+        return vars(body(work, context))
+    except Exception as error:  # noqa: BLE001 (it is raised again, in words)
+        words = last_words(error, attempt=work.attempt, rank=context.collectives.rank)
+        say_last_words(board, words)
+        raise RuntimeError(words.said) from None  # plain text: Ray may not be able to carry the exception itself
+    finally:
+        context.heart.close()

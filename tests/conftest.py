@@ -17,6 +17,7 @@ os.environ |= {
     "OPENCV_FOR_THREADS_NUM": "1",
     # no call leaves this machine
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",  # Ray reads it when it is first imported
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_OFFLINE": "1",
     # what a test stores, it stores in its own folder

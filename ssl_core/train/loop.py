@@ -125,7 +125,7 @@ def train(
         batches = profiled(batches, context.folder)
     try:
         for batch in batches:
-            context.at(done, "stepping" if done > first else "starting")
+            context.at(batch.step, "stepping" if batch.step > first + 1 else "starting")  # compiling is starting
             pending = step(
                 batch,
                 signals=(

@@ -1,4 +1,4 @@
-"""A worker process is killed at a random step; the same command ends in the same bytes as the undisturbed run."""
+"""Workers are killed and frozen at random steps; the command ends by itself, in the bytes of the undisturbed run."""
 
 import contextlib
 import json
@@ -8,33 +8,59 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-STEPS = 14
+from pipelines.config import compose
+from pipelines.worker import Job, run_worker
+from ssl_core.collectives import Collectives
+from ssl_core.train.context import InProcessContext
+from ssl_core.train.records import publish_joined
+from tests.contract.gloo_pool import GlooPool
+
+STEPS = 24
+HANG_TIMEOUT = 4
 
 
-def command(data: Path, storage: Path, name: str, workers: int) -> list[str]:
+def overrides(data: Path, storage: Path, name: str, workers: int) -> list[str]:
     return [
-        *(sys.executable, "-m", "pipelines.pretrain", "experiment=simclr_digits", f"data.train={data}/train"),
-        *(f"storage={storage}", f"name={name}", f"train.workers={workers}", "data.lanes=4", "train.global_batch=64"),
+        *("experiment=simclr_digits", f"data.train={data}/train", f"storage={storage}", f"name={name}"),
+        *(f"train.workers={workers}", "data.lanes=4", "train.global_batch=128", f"train.hang_timeout={HANG_TIMEOUT}"),
         *(f"train.steps={STEPS}", "train.checkpoint_every=3", "train.audit=true", "train.log_every=1"),
         *("model.arguments.channels=[8,8,16,16]", "train.threads=1"),
     ]
 
 
-def kill_a_worker(driver: subprocess.Popen[str], metrics: Path, step: int) -> None:
-    """SIGKILL one training process of this driver once `step` was logged."""
+def undisturbed(collectives: Collectives, words: list[str], folder: Path) -> None:
+    """The same run without Ray; called in each process of the pool."""
+    job = Job(config=compose("pretrain", words), folder=str(folder), attempt=1)
+    run_worker(job, InProcessContext(folder=folder, collectives=collectives))
+    if collectives.rank == 0:
+        publish_joined(folder, "audit")
+
+
+@pytest.fixture(scope="module")
+def pool() -> Generator[GlooPool]:
+    running = GlooPool()
+    yield running
+    running.close()
+
+
+def hit_a_worker(driver: subprocess.Popen[str], metrics: Path, step: int, number: signal.Signals) -> int:
+    """Send a signal to one training process of this driver once `step` was logged; its process id."""
     end = time.monotonic() + 120
-    while not metrics.exists() or metrics.read_text().count('"loss"') < step:
+    while not metrics.exists() or not any(f'"step": {n},' in metrics.read_text() for n in range(step, STEPS)):
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < end, "no progress"
         time.sleep(0.02)
     family = descendants(driver.pid)
     workers = [pid for pid, title in family.items() if "RayTrainWorker" in title]
     assert workers, family
-    os.kill(random.choice(workers), signal.SIGKILL)
+    hit = random.choice(workers)
+    os.kill(hit, number)
+    return hit
 
 
 def descendants(root: int) -> dict[int, str]:
@@ -47,39 +73,52 @@ def descendants(root: int) -> dict[int, str]:
     found = [root]
     for pid in found:
         found += [child for child, parent in parents.items() if parent == pid]
-    return {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in found[1:]}
+    titles: dict[int, str] = {}
+    for pid in found[1:]:
+        with contextlib.suppress(OSError):
+            titles[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return titles
 
 
 @pytest.mark.ray
 @pytest.mark.chaos
-@pytest.mark.parametrize("workers", [1, 3])
-def test_killed_and_given_again_is_bit_equal(digits: Path, tmp_path: Path, workers: int) -> None:
-    undisturbed = subprocess.run(
-        command(digits, tmp_path, "calm", workers), capture_output=True, text=True, check=False, timeout=300
-    )
-    assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
+@pytest.mark.parametrize(
+    ("workers", "hits"),
+    [(1, (signal.SIGKILL,)), (2, (signal.SIGKILL, signal.SIGSTOP)), (3, (signal.SIGKILL,))],
+    ids=["one-killed", "two-killed-then-frozen", "three-killed"],
+)
+def test_the_same_command_ends_in_the_same_bytes(
+    digits: Path, tmp_path: Path, pool: GlooPool, workers: int, hits: tuple[signal.Signals, ...]
+) -> None:
+    words = overrides(digits, tmp_path, "hit", workers)
+    pool.run(workers, undisturbed, words, tmp_path / "calm")
 
-    killed_at = random.randrange(2, STEPS - 2)
-    with subprocess.Popen(
-        command(digits, tmp_path, "killed", workers), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as driver:
-        kill_a_worker(driver, tmp_path / "killed/metrics/attempt-0001.jsonl", killed_at)
+    command = [sys.executable, "-m", "pipelines.pretrain", *words]
+    at = sorted(random.sample(range(2, STEPS - 6), len(hits)))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+        for attempt, (step, number) in enumerate(zip(at, hits, strict=True), start=1):
+            pid = hit_a_worker(driver, tmp_path / f"hit/metrics/attempt-{attempt:04d}.jsonl", step, number)
+            if number == signal.SIGSTOP:
+                frozen, frozen_at = pid, time.monotonic()
+                while Path(f"/proc/{frozen}").exists():
+                    assert time.monotonic() < frozen_at + HANG_TIMEOUT + 6
+                    time.sleep(0.1)
         said, errors = driver.communicate(timeout=200)
-    assert driver.returncode == 75, (killed_at, said, errors)
-    assert "the same command continues it" in errors.strip().splitlines()[-1]
-    assert not (tmp_path / "killed/summary.json").exists()
-
-    again = subprocess.run(
-        command(digits, tmp_path, "killed", workers), capture_output=True, text=True, check=False, timeout=300
-    )
-    assert again.returncode == 0, again.stdout + again.stderr
+    assert driver.returncode == 0, (at, said, errors)
 
     first, second = (
         [json.loads(line) for line in (tmp_path / name / "audit.jsonl").read_text().splitlines()]
-        for name in ("calm", "killed")
+        for name in ("calm", "hit")
     )
-    assert [line["step"] for line in second] == list(range(STEPS)), killed_at
-    assert first == second, killed_at
-    assert len(list((tmp_path / "killed/audit").iterdir())) == 2  # two attempts
-    weights = [(tmp_path / name / "export/encoder.safetensors").read_bytes() for name in ("calm", "killed")]
-    assert weights[0] == weights[1], killed_at
+    assert [line["step"] for line in second] == list(range(STEPS)), at
+    assert first == second, at
+    weights = [(tmp_path / name / "export/encoder.safetensors").read_bytes() for name in ("calm", "hit")]
+    assert weights[0] == weights[1], at
+
+    summary = json.loads((tmp_path / "hit/summary.json").read_text())
+    assert summary["attempts"] == len(hits) + 1
+    reasons = [failure["reason"] for failure in summary["failures"]]
+    for reason, number in zip(reasons, hits, strict=True):
+        assert ("gave no sign for" in reason) == (number == signal.SIGSTOP), reasons
+        assert reason in said
+    assert "attempt 2 begins after step" in said

@@ -131,3 +131,32 @@ def test_the_probe_of_a_run_takes_its_sets(sets: Path, tmp_path: Path) -> None:
     config = typed(probe.ProbeCommand, compose("probe", ["run=first"]))
     train, val = probe._labelled_data(config, tmp_path / "first")  # pyright: ignore[reportPrivateUsage] (no encoder)
     assert [Path(part.root).name for part in (*train.parts, *val.parts)] == ["a", "b", "b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "workers", "planned_for"),
+    [("2", (2, 2), 2), ("[1,2]", (1, 2), 2), ("[1,64]", (1, 2), 2), ("null", (1, 1), 1)],
+)
+def test_workers_are_a_number_or_a_range_within_the_lanes(
+    sets: Path, words: str, workers: tuple[int, int], planned_for: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.plan.default_workers", lambda: 1)
+    plan = planned(sets, "data.train=<>/a", f"train.workers={words}")
+    assert (plan.workers, plan.lanes.world) == (workers, planned_for)
+    assert make_plan(plan.values, workers=1).workers == workers
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("train.workers=[3,4]", "train.workers=3 with data.lanes=2"),
+        ("train.workers=0", "train.workers=0"),
+        ("train.workers=[2,1]", r"train.workers=\[2,1\]: write the least and the most"),
+        ("train.workers=[1,2,3]", "train.workers"),
+        ("train.max_failures=-1", "use at least 0"),
+        ("train.hang_timeout=0", "use seconds above 0"),
+    ],
+)
+def test_what_no_attempt_can_have_is_refused(sets: Path, word: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        planned(sets, "data.train=<>/a", word)
