@@ -68,13 +68,9 @@ def cost(data: str, words: list[str], rounds: int, store: str | None) -> None:
         bucket = None if store is None else folder_at(store)
         watch = Stopwatch(folder=Path(folder), last=steps, bucket=bucket)
         run_worker(Job(config=values, folder=folder, attempt=1), watch)
-        files = files_at(watch.checkpoints)
-        newest = saved_steps(watch.checkpoints)[0].name
-        with (
-            files.reading(f"{newest}/model.safetensors") as one,
-            files.reading(f"{newest}/optimizer.safetensors") as two,
-        ):
-            megabytes = (one.stat().st_size + two.stat().st_size) / 1e6
+        newest = CheckpointStore(watch.checkpoints).newest_readable()[0]
+        assert newest is not None
+        megabytes = sum(one.nbytes for one in (*newest.model.values(), *newest.optimizer.values())) / 1e6
     extra: list[float] = []
     for start in range(BLOCK, BLOCK * rounds + 1, BLOCK):
         near, far = (watch.began[first + NEAR] - watch.began[first] for first in (start - 1, start + NEAR))
