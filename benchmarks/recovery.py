@@ -26,6 +26,7 @@ from pipelines.plan import Plan, make_plan, with_absolute_paths
 from pipelines.run_folder import RunFolder
 from pipelines.worker import Job, keep_freed_memory, run_worker
 from ssl_core.storage.s3 import folder_at
+from ssl_core.train.checkpoint import CheckpointStore
 from ssl_core.train.context import InProcessContext
 from ssl_core.train.records import part_path, read_part
 from ssl_core.train.saved_steps import CHECKPOINTS, saved_steps
