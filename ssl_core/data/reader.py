@@ -9,6 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import accumulate
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,15 @@ class Reader:
         check_channels(channels)
         self.manifest = manifest
         self.channels = channels
+        self._settings = {
+            "channels": channels,
+            "max_bad": max_bad,
+            "verify": verify,
+            "max_pixels": max_pixels,
+            "max_open_shards": max_open_shards,
+            "cache": cache,
+            "fetch": fetch,
+        }
         self.quarantine = Quarantine(manifest.num_samples, max_bad=max_bad)
         self._shards = [
             _Place(info=info, root=part.root, fetch=fetch or shards)
@@ -97,6 +107,10 @@ class Reader:
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = Lock()
         self._opening = [Lock() for _ in self._shards]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it says how to read: another process opens shards for itself, and knows which samples are bad."""
+        return _reopened, (self.manifest, self._settings, self.quarantine.snapshot())
 
     @property
     def num_samples(self) -> int:
@@ -187,6 +201,12 @@ class Reader:
                 break
             open_bytes -= self._shards[number].info.bytes
             del self._open[number]
+
+
+def _reopened(manifest: Manifest | DataSet, settings: dict[str, Any], bad: dict[int, str]) -> Reader:
+    reader = Reader(manifest, **settings)
+    reader.quarantine.restore(bad)
+    return reader
 
 
 def _mapped(place: _Place) -> _OpenShard:

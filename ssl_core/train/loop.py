@@ -81,7 +81,8 @@ def train(
     watch = CollapseWatch()
     done = first
     lead = context.collectives.rank == 0
-    batches = meter.waiting(loader.stream(first, config.total_steps))
+    stream = loader.stream(first, config.total_steps)
+    batches = meter.waiting(stream)
     if config.profile and lead:
         batches = profiled(batches, context.folder)
     try:
@@ -111,6 +112,7 @@ def train(
             if verdict.stop:
                 break
     finally:
+        stream.close()
         records.close()
     return LoopResult(
         steps=done,
