@@ -28,7 +28,7 @@ from ssl_core.views import recipe
 
 pytestmark = pytest.mark.slow
 MakeSet = Callable[..., Manifest]
-BAD = (2, 3, 17)
+BAD: tuple[int, ...] = (2, 3, 17)
 
 
 def children(pid: int) -> list[int]:
