@@ -18,6 +18,7 @@ from time import perf_counter
 
 import cv2
 
+from pipelines.worker import keep_freed_memory
 from ssl_core.data.loader import LaneLoader, Schedule
 from ssl_core.data.manifest import Manifest, load_manifest
 from ssl_core.data.reader import Reader
@@ -101,6 +102,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args(words)
     cv2.setNumThreads(1)
+    keep_freed_memory()  # as a worker does
     manifest = load_manifest(arguments.folder)
     sizes = (arguments.size, arguments.batch, arguments.steps, arguments.rounds)
     print(f"{manifest.num_samples} images to {arguments.size} px, two views; batches of {arguments.batch} in 4 lanes")
