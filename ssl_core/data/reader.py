@@ -193,6 +193,7 @@ class Reader:
                 return shard
         with self._opening[number]:  # one thread hashes and walks, the others wait for it and not for other shards
             shard = self._open.get(number) or _mapped(self._shards[number])
+            self._fetched.pop(number, None)
             with self._lock:
                 self._open[number] = shard
                 self._let_go()

@@ -148,7 +148,7 @@ def test_a_process_that_was_killed_between_steps_is_missed_at_the_next() -> None
     next(stream)
     (pid,) = children(os.getpid())
     os.kill(pid, signal.SIGKILL)
-    until(lambda: not alive(pid))
+    until(lambda: "loader-listener" not in [thread.name for thread in threading.enumerate()])
     with pytest.raises(WorkerLost, match=rf"pid {pid}"):
         next(stream)
 
