@@ -43,8 +43,15 @@ class DataConfig:
     block: int = 8192
     max_bad: int | float = 0.001
     threads: int = 1
+    processes: int = 0
     cache: str | None = None
     cache_gb: float = 100.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no loader can do."""
+        for name, least in (("threads", 1), ("processes", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"data.{name}={getattr(self, name)}: use at least {least}")
 
     @property
     def shard_cache(self) -> CacheConfig:

@@ -95,6 +95,7 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
         method.recipe,
         plan.schedule,
         threads=data.threads,
+        processes=data.processes,
         prepare=reader.prepare if plan.train_data.bucket_shards else None,
         prepare_ahead=steps_to_prepare(plan),
     )

@@ -4,11 +4,14 @@ A *position* is a sample's index in manifest order: the first shard's samples in
 on; in a data set of several manifests, these follow each other.
 """
 
+import time
 from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +26,7 @@ from ssl_core.errors import Resumable, UserError
 from ssl_core.storage.cache import CacheConfig
 from ssl_core.storage.s3 import is_s3
 
+_STAYS_SECONDS = 60.0  # what was just fetched is in the cache for so long
 _LOOKS = 8  # at a shard that other processes put out of the cache as soon as it is there
 
 
@@ -81,6 +85,15 @@ class Reader:
         check_channels(channels)
         self.manifest = manifest
         self.channels = channels
+        self._settings = {
+            "channels": channels,
+            "max_bad": max_bad,
+            "verify": verify,
+            "max_pixels": max_pixels,
+            "max_open_shards": max_open_shards,
+            "cache": cache,
+            "fetch": fetch,
+        }
         self.quarantine = Quarantine(manifest.num_samples, max_bad=max_bad)
         self._shards = [
             _Place(info=info, root=part.root, fetch=fetch or shards)
@@ -95,8 +108,13 @@ class Reader:
         self._starts = [0, *accumulate(shard.info.samples for shard in self._shards)]
         self._ends = np.asarray(self._starts[1:], dtype=np.int64)
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._fetched: dict[int, float] = {}  # when, by the monotonic clock
         self._lock = Lock()
         self._opening = [Lock() for _ in self._shards]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it says how to read: another process opens shards for itself, and knows which samples are bad."""
+        return _reopened, (self.manifest, self._settings, self.quarantine.snapshot())
 
     @property
     def num_samples(self) -> int:
@@ -132,11 +150,15 @@ class Reader:
         )
 
     def prepare(self, positions: NDArray[np.int64]) -> None:
-        """Fetch from a bucket what samples of coming steps will need, as far as it is not open already."""
+        """Fetch from a bucket what samples of coming steps will need.
+
+        What is open already, or was fetched a moment ago for others that open it (loader processes), is not looked at.
+        """
         for number in np.unique(np.searchsorted(self._ends, positions, side="right")).tolist():
-            shard = self._shards[number]
-            if shard.in_bucket and number not in self._open:
+            shard, fresh_since = self._shards[number], time.monotonic() - _STAYS_SECONDS
+            if shard.in_bucket and number not in self._open and self._fetched.get(number, -inf) < fresh_since:
                 shard.fetch(shard.info)
+                self._fetched[number] = time.monotonic()
 
     def encoded(self, position: int) -> bytes:
         """The bytes of a position's own image, as they lie in the shard."""
@@ -171,6 +193,7 @@ class Reader:
                 return shard
         with self._opening[number]:  # one thread hashes and walks, the others wait for it and not for other shards
             shard = self._open.get(number) or _mapped(self._shards[number])
+            self._fetched.pop(number, None)
             with self._lock:
                 self._open[number] = shard
                 self._let_go()
@@ -187,6 +210,12 @@ class Reader:
                 break
             open_bytes -= self._shards[number].info.bytes
             del self._open[number]
+
+
+def _reopened(manifest: Manifest | DataSet, settings: dict[str, Any], bad: dict[int, str]) -> Reader:
+    reader = Reader(manifest, **settings)
+    reader.quarantine.restore(bad)
+    return reader
 
 
 def _mapped(place: _Place) -> _OpenShard:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_core import rng
-from ssl_core.data.loader import Recipe
+from ssl_core.data.lane_views import Recipe
 from ssl_core.methods.base import Method
 from ssl_core.methods.mae import MAE, MAEConfig
 from ssl_core.methods.moco import MoCo, MoCoConfig, moco_views

@@ -13,7 +13,7 @@ from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
-from ssl_core.data.loader import Recipe
+from ssl_core.data.lane_views import Recipe
 from ssl_core.errors import UserError
 from ssl_core.losses import MIN_TEMPERATURE
 from ssl_core.nn.backbones import Encoder

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_core import rng
-from ssl_core.data.loader import Recipe
+from ssl_core.data.lane_views import Recipe
 from ssl_core.errors import UserError
 from ssl_core.losses import masked_patch_error, unstandardised
 from ssl_core.methods.base import StepInfo

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_core.data.loader import Recipe
+from ssl_core.data.lane_views import Recipe
 from ssl_core.errors import UserError
 from ssl_core.losses import info_nce_partial
 from ssl_core.methods.base import StepInfo, refuse_temperature

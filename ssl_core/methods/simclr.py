@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ssl_core.data.loader import Recipe
+from ssl_core.data.lane_views import Recipe
 from ssl_core.losses import nt_xent_partial
 from ssl_core.methods.base import StepInfo, refuse_temperature
 from ssl_core.nn.backbones import Encoder

@@ -120,7 +120,8 @@ def train(
     results = _Results(step, quarantine, config, context, records, meter, first, skipped, saver)
     watch = CollapseWatch()
     done = first
-    batches = meter.waiting(loader.stream(first, config.total_steps))
+    stream = loader.stream(first, config.total_steps)
+    batches = meter.waiting(stream)
     if config.profile and lead:
         batches = profiled(batches, context.folder)
     try:
@@ -160,6 +161,7 @@ def train(
             if verdict.stop:
                 break
     finally:
+        stream.close()
         saver.close()
         records.close()
     return LoopResult(

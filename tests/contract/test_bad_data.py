@@ -46,7 +46,13 @@ def shards(tmp_path: Path) -> Path:
 
 
 def attempt(
-    collectives: Collectives, shards: Path, folder: Path, number: int, max_bad: int, kill_in: int | None = None
+    collectives: Collectives,
+    shards: Path,
+    folder: Path,
+    number: int,
+    max_bad: int,
+    kill_in: int | None = None,
+    processes: int = 0,
 ) -> LoopResult:
     """One attempt, as `pipelines.worker` makes it."""
     run = tiny_run("simclr")
@@ -54,7 +60,7 @@ def attempt(
     reader = Reader(load_manifest(shards), max_bad=max_bad, verify=False)
     lanes = Lanes.cut(GLOBAL_BATCH, NUM_LANES, rank=collectives.rank, world=collectives.world)
     schedule = Schedule(shard_samples=reader.manifest.shard_samples, seed=SEED, block=20, lanes=lanes)
-    loader = LaneLoader(reader, CropRecipe.of(run.views), schedule)
+    loader = LaneLoader(reader, CropRecipe.of(run.views), schedule, processes=processes)
     context = Interrupted(folder=folder, attempt=number, collectives=collectives, kill_in=kill_in)
     return train(step, loader, reader.quarantine, CONFIG, context)
 
@@ -90,21 +96,21 @@ def test_the_list_and_its_count_survive_a_kill_and_other_workers(
         assert (one["step"], one["ids"], one["views"]) == (other["step"], other["ids"], other["views"])
 
 
-@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize(("world", "processes"), [(1, 0), (3, 0), (1, 2)])
 def test_one_too_many_stops_after_a_saved_step_and_more_are_borne_later(
-    pool: GlooPool, shards: Path, tmp_path: Path, world: int
+    pool: GlooPool, shards: Path, tmp_path: Path, world: int, processes: int
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     pool.run(1, attempt, shards, whole, 1, 5)
     with pytest.raises(
         TaskFailed, match=r"Resumable: more than data\.max_bad = 2 of 64 samples do not decode, such as"
     ):
-        pool.run(world, attempt, shards, stopped, 1, 2)
+        pool.run(world, attempt, shards, stopped, 1, 2, None, processes)
     saved = len(join_parts(stopped, "audit"))
     with pytest.raises(TaskFailed, match=r"Resumable: more than data\.max_bad = 2 "):  # the same command: no step more
-        pool.run(2, attempt, shards, stopped, 2, 2)
+        pool.run(2, attempt, shards, stopped, 2, 2, None, processes)
     assert len(join_parts(stopped, "audit")) == saved
-    assert {result.finished for result in pool.run(2, attempt, shards, stopped, 3, 5)} == {True}
+    assert {result.finished for result in pool.run(2, attempt, shards, stopped, 3, 5, None, processes)} == {True}
     assert listed(stopped) == listed(whole)
     one, other = (join_parts(folder, "audit") for folder in (whole, stopped))
     assert [(line["step"], line["ids"], line["views"]) for line in one] == [

@@ -96,6 +96,8 @@ def test_paths_of_all_sets_become_absolute(sets: Path, monkeypatch: pytest.Monke
         (["data.train=[<>/a,<>/b]", "data.weights=[1,0]"], "above 0"),
         (["data.train=[<>/a,<>/b]", "data.weights=2"], "data.weights=2 has the wrong type: expected a list"),
         (["data.train=[<>/a,<>/a]"], "the same data twice"),
+        (["data.train=<>/a", "data.processes=-1"], "data.processes=-1: use at least 0"),
+        (["data.train=<>/a", "data.threads=0"], "data.threads=0: use at least 1"),
         (["data.train={a: 1}"], "data.train=.* has the wrong type: expected text or a list"),
         (["data.train=[<>/a,<>/c]", "data.val=<>/b"], "/a and .*/c has 90 labels for 110 samples"),
         (["data.train=[<>/a,<>/d]", "data.val=<>/b"], "/a and .*/d have different classes"),

@@ -199,7 +199,7 @@ def test_a_stream_that_is_left_drops_its_work_and_ends_its_threads() -> None:
     stream = loader(images=images, threads=2, ahead=20).stream(0, 100)
     next(stream)
     assert [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
-    stream.close()  # pyright: ignore[reportAttributeAccessIssue] (an Iterator that is a generator)
+    stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
     assert len(images.asked) < 10 * 12
 
