@@ -53,7 +53,6 @@ class Supervisor:
         return "stop" if self.moving else "go"
 
     def _in_vain(self, waited: float) -> bool:
-        """No worker is there yet, or a step takes too long; a save that has begun is waited for."""
-        return not self.signs or (
-            waited > STOP_PATIENCE_SECONDS and not any(sign.doing == "saving" for sign in self.signs)
-        )
+        """No worker is there yet, or a step takes too long; a save that has begun, or is done, is waited for."""
+        saves = any(sign.doing in ("saving", "done") for sign in self.signs)
+        return not self.signs or (waited > STOP_PATIENCE_SECONDS and not saves)
