@@ -198,6 +198,7 @@ class Heart:
     def close(self) -> None:
         """Say that this worker is done, and stop beating."""
         self._closed.set()
+        self._thread.join(_CALL_SECONDS)  # its beat may be on its way, and would be the last word
         self._doing = "done"
         with suppress(Exception):
             self.beat()
