@@ -51,8 +51,9 @@ def train_to_the_end(run: RunFolder, plan: Plan, stop: StopSignals) -> None:
         plan = _planned_for(plan, workers)
         attempt = run.record.attempts + 1
         run.update(state="running", attempts=attempt)
-        if why is not None:
-            say(f"attempt {attempt} begins after step {_saved_step(run, plan):,} with {workers} worker(s): {why}")
+        if attempt > 1:
+            because = f": {why}" if why else ""
+            say(f"attempt {attempt} begins after step {_saved_step(run, plan):,} with {workers} worker(s){because}")
         supervisor = Supervisor(
             stop, hang_timeout=plan.config.train.hang_timeout, move_reason=_Surroundings(plan, need, most)
         )
@@ -183,7 +184,7 @@ def _why_again(
         raise Resumable(stopped) from lost
     why = str(lost)
     step = min((sign.step for sign in signs), default=saved)
-    run.update(failures=(*run.record.failures, {"step": step, "reason": why}))
+    run.update(failures=[*run.record.failures, {"step": step, "reason": why}])
     if not budget.spend(saved):
         raise Resumable(
             f"{why}; {budget.failures} attempts failed with no newer checkpoint than after step {saved:,} "

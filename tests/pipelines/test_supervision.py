@@ -50,4 +50,4 @@ def test_a_reason_to_move_stops_and_is_kept() -> None:
 
     supervisor = Supervisor(Asked(), hang_timeout=None, move_reason=move)
     assert [supervisor.look([sign()]) for _ in range(3)] == ["go", "stop", "stop"]
-    assert supervisor.moving == "a node is being taken away"
+    assert str(supervisor) == supervisor.moving == "a node is being taken away"
