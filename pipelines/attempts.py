@@ -55,12 +55,12 @@ def train_to_the_end(run: RunFolder, plan: Plan, stop: StopSignals) -> None:
             because = f": {why}" if why else ""
             say(f"attempt {attempt} begins after step {_saved_step(run, plan):,} with {workers} worker(s){because}")
         supervisor = Supervisor(
-            stop, hang_timeout=plan.config.train.hang_timeout, move_reason=_Surroundings(plan, need, most)
+            stop, hang_timeout=plan.config.train.hang_timeout, move_reason=Surroundings(plan, need, most)
         )
         try:
             result = _carry_out(run, plan, stop, attempt, need, board, supervisor)
         except WorkerLost as lost:
-            why = _why_again(lost, run, _saved_step(run, plan), stop, supervisor.signs, budget)
+            why = why_again(lost, run, _saved_step(run, plan), stop, supervisor.signs, budget)
             continue
         speeds.append((result["steps"] - _first_step(run, attempt), result["images_per_second"]))
         if result["finished"]:
@@ -119,7 +119,7 @@ def wait_for_room(
             ask_for_nodes(need, 0)
 
 
-class _Surroundings:
+class Surroundings:
     """Looks around every few seconds: whether a node of this attempt is going, or there is room for a faster one."""
 
     def __init__(self, plan: Plan, need: Resource, most: int) -> None:
@@ -170,7 +170,7 @@ def _carry_out(
         publish_joined(run.path, "audit")
 
 
-def _why_again(
+def why_again(
     lost: WorkerLost,
     run: RunFolder,
     saved: int,
@@ -178,7 +178,11 @@ def _why_again(
     signs: Sequence[WorkerSign],
     budget: FailureBudget,
 ) -> str:
-    """Note a failure, say it, and wait; on return another attempt may begin, for the reason given."""
+    """Note a failure, say it, and wait; on return another attempt may begin, for the reason given.
+
+    Raises:
+        Resumable: asked to stop, or failures too often.
+    """
     stopped = f"stopped; step {saved:,} is saved: the same command continues it"
     if stop.asked:
         raise Resumable(stopped) from lost
