@@ -30,9 +30,8 @@ class RunRecord:
     mlflow_run: str | None = None
     tracking_uri: str | None = None
     training: Mapping[str, Any] | None = None
-    failures: Sequence[Mapping[str, Any]] = field(
-        default_factory=list[Mapping[str, Any]]
-    )  # `step` and `reason` of each attempt that lost a worker
+    # `step` and `reason` of each attempt that lost a worker
+    failures: Sequence[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
 
 
 class RunFolder:
