@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipelines.cluster_room import Resource
+from pipelines.console import say
 from pipelines.failures import meaning
 from pipelines.heartbeat import DriversBoard, News
 from pipelines.progress import Progress
@@ -88,6 +89,8 @@ def _watch(
         next_look = time.monotonic() + _LOOK_SECONDS
         news = board.news(attempt, stop=stop)
         order = supervisor.look(news.signs)
+        if order == "stop" and not stop:
+            say(f"\nstopping after this step: {supervisor}")
         stop = stop or order != "go"
         if order == "stop":
             board.news(attempt, stop=True)

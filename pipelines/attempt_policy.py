@@ -5,11 +5,15 @@ Nothing here asks Ray or the clock, so that every decision is tested without eit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ssl_core.train.context import Doing
 
 _LEAST_HANG_SECONDS, _HANG_STEPS = 60.0, 10
 _MOST_BACK_OFF_SECONDS = 60.0
+
+Activity = Doing | Literal["done"]
+"""What a worker is at; one that is done beats no more."""
 
 
 class FailureBudget:
@@ -52,7 +56,7 @@ class WorkerSign:
     node: str
     pid: int
     step: int
-    doing: Doing
+    doing: Activity
     step_seconds: float | None  # median of its last steps
     silent_seconds: float  # since its last beat
     still_seconds: float  # since it said something new
@@ -86,7 +90,7 @@ def find_hang(signs: Sequence[WorkerSign], timeout: float | None) -> Hang | None
     long; of the workers that then wait for each other, the one that is furthest behind is named.
     """
     limit = hang_limit(signs, timeout)
-    frozen = [sign for sign in signs if sign.silent_seconds > limit]
+    frozen = [sign for sign in signs if sign.doing != "done" and sign.silent_seconds > limit]
     if frozen:
         sign = max(frozen, key=lambda sign: sign.silent_seconds)
         return Hang(sign=sign, seconds=sign.silent_seconds, silent=True)

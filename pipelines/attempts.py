@@ -50,15 +50,16 @@ def train_to_the_end(run: RunFolder, plan: Plan, stop: StopSignals) -> None:
         plan = _planned_for(plan, workers)
         attempt = run.record.attempts + 1
         run.update(state="running", attempts=attempt)
-        if why is not None:
-            say(f"attempt {attempt} begins after step {_saved_step(run, plan):,} with {workers} worker(s): {why}")
+        if attempt > 1:
+            because = f": {why}" if why else ""
+            say(f"attempt {attempt} begins after step {_saved_step(run, plan):,} with {workers} worker(s){because}")
         supervisor = Supervisor(
-            stop, hang_timeout=plan.config.train.hang_timeout, move_reason=_Surroundings(plan, need, most)
+            stop, hang_timeout=plan.config.train.hang_timeout, move_reason=Surroundings(plan, need, most)
         )
         try:
             result = _carry_out(run, plan, stop, attempt, need, board, supervisor)
         except WorkerLost as lost:
-            why = _why_again(lost, run, _saved_step(run, plan), stop, supervisor.signs, budget)
+            why = why_again(lost, run, _saved_step(run, plan), stop, supervisor.signs, budget)
             continue
         speeds.append((result["steps"] - _first_step(run, attempt), result["images_per_second"]))
         if result["finished"]:
@@ -117,7 +118,7 @@ def wait_for_room(
             ask_for_nodes(need, 0)
 
 
-class _Surroundings:
+class Surroundings:
     """Looks around every few seconds: whether a node of this attempt is going, or there is room for a faster one."""
 
     def __init__(self, plan: Plan, need: Resource, most: int) -> None:
@@ -168,7 +169,7 @@ def _carry_out(
         publish_joined(run.path, "audit")
 
 
-def _why_again(
+def why_again(
     lost: WorkerLost,
     run: RunFolder,
     saved: int,
@@ -176,13 +177,17 @@ def _why_again(
     signs: Sequence[WorkerSign],
     budget: FailureBudget,
 ) -> str:
-    """Note a failure, say it, and wait; on return another attempt may begin, for the reason given."""
+    """Note a failure, say it, and wait; on return another attempt may begin, for the reason given.
+
+    Raises:
+        Resumable: asked to stop, or failures too often.
+    """
     stopped = f"stopped; step {saved:,} is saved: the same command continues it"
     if stop.asked:
         raise Resumable(stopped) from lost
     why = str(lost)
     step = min((sign.step for sign in signs), default=saved)
-    run.update(failures=(*run.record.failures, {"step": step, "reason": why}))
+    run.update(failures=[*run.record.failures, {"step": step, "reason": why}])
     if not budget.spend(saved):
         raise Resumable(
             f"{why}; {budget.failures} attempts failed with no newer checkpoint than after step {saved:,} "

@@ -68,7 +68,7 @@ def meaning(error: BaseException, words: Sequence[LastWords], whereabouts: Mappi
 def _kind(error: BaseException) -> Kind:
     if isinstance(error, WorkerLost) or type(error).__name__ in _OF_TORCH_DISTRIBUTED:
         return "lost"
-    if isinstance(error, RuntimeError) and "gloo" in str(error):
+    if isinstance(error, RuntimeError) and "gloo/transport" in str(error):
         return "lost"
     return "user" if isinstance(error, UserError) else "resumable" if isinstance(error, Resumable) else "code"
 

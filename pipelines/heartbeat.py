@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal, cast
 
-from pipelines.attempt_policy import WorkerSign
+from pipelines.attempt_policy import Activity, WorkerSign
 from ssl_core.train.context import Doing
 
 _EVERY_SECONDS = 1.0
@@ -36,7 +36,7 @@ class Beat:
     node: str
     pid: int
     step: int
-    doing: Doing
+    doing: Activity
     step_seconds: float | None
     placement_group: Any  # Ray's reservation for the attempt: who removes it ends all its workers
 
@@ -185,7 +185,7 @@ class Heart:
         self.asked_to_stop = False
         self._post, self._leave, self._every = post, leave, every_seconds
         self._attempt, self._rank, self._node, self._placement_group = attempt, rank, node, placement_group
-        self._doing: Doing = "starting"
+        self._doing: Activity = "starting"
         self._step, self._since = 0, time.monotonic()
         self._step_seconds: deque[float] = deque(maxlen=_LAST_STEPS)
         self._closed = threading.Event()
@@ -196,8 +196,12 @@ class Heart:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop beating."""
+        """Say that this worker is done, and stop beating."""
         self._closed.set()
+        self._thread.join(_CALL_SECONDS)  # its beat may be on its way, and would be the last word
+        self._doing = "done"
+        with suppress(Exception):
+            self.beat()
 
     def at(self, step: int, doing: Doing) -> None:
         """Note what this worker begins, after `step` steps."""

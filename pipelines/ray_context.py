@@ -82,6 +82,7 @@ def start_ray(address: str | None, *, workers: int) -> None:
             "0"  # keeps every socket on 127.0.0.1 (Ray resolves it otherwise)
         )
         arguments |= {
+            "address": "local",  # not the one that happens to run on this machine
             "_node_ip_address": "127.0.0.1",
             "num_cpus": max(os.cpu_count() or 1, workers) + 1,  # one more for the probe while workers are still leaving
             "include_dashboard": False,

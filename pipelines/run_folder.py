@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -33,7 +33,8 @@ class RunRecord:
     mlflow_run: str | None = None
     tracking_uri: str | None = None
     training: Mapping[str, Any] | None = None
-    failures: Sequence[Mapping[str, Any]] = ()  # `step` and `reason` of each attempt that lost a worker
+    # `step` and `reason` of each attempt that lost a worker
+    failures: Sequence[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
 
 
 class RunFolder:

@@ -7,7 +7,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipelines.console import say
 from ssl_core.errors import Resumable
 
 _SLICE_SECONDS = 0.1
@@ -64,7 +63,6 @@ class StopSignals:
         self._times.append(time.monotonic())
         if self.asked_twice or not self._only_noted:
             raise KeyboardInterrupt
-        say("\nstopping after this step; once more to leave at once")
 
 
 @contextmanager

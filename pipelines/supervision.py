@@ -52,8 +52,11 @@ class Supervisor:
             self.moving = self._move_reason(signs)
         return "stop" if self.moving else "go"
 
+    def __str__(self) -> str:
+        """Why the workers stop after this step."""
+        return "once more to leave at once" if self._asked.seconds_since is not None else str(self.moving)
+
     def _in_vain(self, waited: float) -> bool:
-        """No worker is there yet, or a step takes too long; a save that has begun is waited for."""
-        return not self.signs or (
-            waited > STOP_PATIENCE_SECONDS and not any(sign.doing == "saving" for sign in self.signs)
-        )
+        """No worker is there yet, or a step takes too long; a save that has begun, or is done, is waited for."""
+        saves = any(sign.doing in ("saving", "done") for sign in self.signs)
+        return not self.signs or (waited > STOP_PATIENCE_SECONDS and not saves)

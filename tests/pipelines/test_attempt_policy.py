@@ -3,6 +3,7 @@
 import pytest
 
 from pipelines.attempt_policy import (
+    Activity,
     FailureBudget,
     WorkerSign,
     choose_workers,
@@ -17,7 +18,7 @@ def sign(
     rank: int = 0,
     *,
     step: int = 5,
-    doing: Doing = "stepping",
+    doing: Activity = "stepping",
     silent: float = 0.0,
     still: float = 0.0,
     step_seconds: float | None = None,
@@ -82,6 +83,10 @@ def test_a_worker_whose_step_does_not_end_hangs() -> None:
     assert find_hang([sign(still=60), sign(1, still=60)], None) is None
     hang = find_hang([sign(step=6, still=62), sign(1, step=5, still=61)], None)
     assert str(hang) == "worker 1 (node 11111111, pid 101) hung for 61 s in step 6"  # 0 waits for it
+
+
+def test_who_is_done_is_silent() -> None:
+    assert find_hang([sign(doing="done", silent=1e5), sign(1)], None) is None
 
 
 @pytest.mark.parametrize("doing", ["starting", "probing", "saving"])

@@ -1,12 +1,19 @@
-"""How many workers an attempt gets: as many as there is room for; less than the least is waited for, then said."""
+"""How many workers an attempt gets, when it makes room for another one, and what follows a failure."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import pipelines.attempts
-from pipelines.attempts import wait_for_room
+from pipelines.attempt_policy import Activity, FailureBudget, WorkerSign
+from pipelines.attempts import Surroundings, wait_for_room, why_again
 from pipelines.cluster_room import Resource
+from pipelines.run_folder import RunFolder, read_record
 from pipelines.stop_signals import StopSignals
-from ssl_core.errors import Resumable
+from ssl_core.errors import Resumable, WorkerLost
+from ssl_core.lanes import Lanes
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +67,70 @@ def test_a_cluster_that_stays_too_small_is_said(no_cluster: list[int]) -> None:
     with pytest.raises(Resumable, match=r"room for 1 worker.*train.workers asks for at least 2: the same command"):
         waited(1, patience=0.05)
     assert no_cluster == [4, 0]
+
+
+def sign(node: str = "n", *, step: int = 7, doing: Activity = "stepping") -> WorkerSign:
+    return WorkerSign(
+        rank=0, node=node, pid=1, step=step, doing=doing, step_seconds=None, silent_seconds=0, still_seconds=0
+    )
+
+
+def looked(monkeypatch: pytest.MonkeyPatch, *rooms: int, most: int = 8, doing: Activity = "stepping") -> list[Any]:
+    """What an attempt with 8 lanes on 3 workers is told, look by look."""
+    left = list(rooms)
+
+    def room(need: Resource) -> int:
+        return left.pop(0)
+
+    monkeypatch.setattr(pipelines.attempts, "room", room)
+    monkeypatch.setattr(pipelines.attempts, "draining_nodes", frozenset[str])
+    monkeypatch.setattr(pipelines.attempts, "_MOVE_SECONDS", 0.0)
+    plan: Any = SimpleNamespace(lanes=Lanes(count=8, size=1, world=3))
+    surroundings = Surroundings(plan, "CPU", most)
+    return [surroundings([sign(doing=doing)]) for _ in rooms]
+
+
+def test_room_that_lasts_and_makes_it_faster_is_a_reason_to_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert looked(monkeypatch, 1, 0, 1, 1) == [None, None, None, "there is room for 4 instead of 3"]
+    assert looked(monkeypatch, 9, 9)[1] == "there is room for 8 instead of 3"
+    assert looked(monkeypatch, 9, 9, most=3) == [None, None]
+    assert looked(monkeypatch, 9, 9, doing="starting") == [None, None]
+
+
+def test_a_node_that_is_taken_away_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaving = frozenset({"abcdefghijk", "elsewhere"})
+    monkeypatch.setattr(pipelines.attempts, "draining_nodes", lambda: leaving)
+    plan: Any = SimpleNamespace(lanes=Lanes(count=8, size=1, world=2))
+    assert Surroundings(plan, "CPU", 2)([sign("n"), sign("abcdefghijk")]) == "node abcdefgh is being taken away"
+    assert Surroundings(plan, "CPU", 2)([sign("n")]) is None
+
+
+def failed(run: RunFolder, budget: FailureBudget, stop: StopSignals | None = None) -> str:
+    return why_again(WorkerLost("worker 1 went away (x)"), run, 5, stop or StopSignals(), [sign()], budget)
+
+
+def test_a_failure_is_noted_said_and_followed_by_an_attempt_until_the_budget_is_spent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FailureBudget, "back_off_seconds", 0.0)
+    run = RunFolder.open(str(tmp_path), "first", identity={}, config={})
+    budget = FailureBudget(1)
+    assert failed(run, budget) == "worker 1 went away (x)"
+    assert capsys.readouterr().out == (
+        "worker 1 went away (x): trying again in 0 s (failure 1 of 1 without a newer checkpoint)\n"
+    )
+    with pytest.raises(
+        Resumable, match=r"2 attempts failed with no newer checkpoint than after step 5 .*max_failures=1"
+    ):
+        failed(run, budget)
+    assert read_record(run.path).failures == [{"step": 7, "reason": "worker 1 went away (x)"}] * 2
+
+
+def test_who_was_asked_to_stop_tries_nothing_again(tmp_path: Path) -> None:
+    stop = StopSignals()
+    with stop.noted():
+        stop.handle(15, None)
+    run = RunFolder.open(str(tmp_path), "first", identity={}, config={})
+    with pytest.raises(Resumable, match="stopped; step 5 is saved"):
+        failed(run, FailureBudget(3), stop)
+    assert run.record.failures == []

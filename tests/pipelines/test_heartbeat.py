@@ -93,6 +93,7 @@ def test_a_heart_beats_and_hears() -> None:
         time.sleep(0.005)
     heart.close()
     assert left
+    assert posted[-1].doing == "done"
     assert (posted[0].attempt, posted[0].rank, posted[0].step, posted[0].doing) == (2, 1, 4, "saving")
     assert posted[0].step_seconds is not None
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from pipelines.attempt_policy import WorkerSign
+from pipelines.attempt_policy import Activity, WorkerSign
 from pipelines.supervision import STOP_PATIENCE_SECONDS, Supervisor
-from ssl_core.train.context import Doing
 
 
 class Asked:
@@ -14,7 +13,7 @@ class Asked:
         self.seconds_since = seconds
 
 
-def sign(rank: int = 0, *, still: float = 0.0, doing: Doing = "stepping") -> WorkerSign:
+def sign(rank: int = 0, *, still: float = 0.0, doing: Activity = "stepping") -> WorkerSign:
     return WorkerSign(
         rank=rank,
         node="n",
@@ -39,6 +38,7 @@ def test_a_signal_stops_after_the_step_and_ends_what_takes_too_long() -> None:
     assert Supervisor(Asked(1), hang_timeout=None).look([sign()]) == "stop"
     assert Supervisor(Asked(late), hang_timeout=None).look([sign()]) == "end"
     assert Supervisor(Asked(late), hang_timeout=None).look([sign(), sign(1, doing="saving")]) == "stop"
+    assert Supervisor(Asked(late), hang_timeout=None).look([sign(doing="done")]) == "stop"
     assert Supervisor(Asked(1), hang_timeout=None).look([]) == "end"  # no worker is there yet
 
 
@@ -50,4 +50,4 @@ def test_a_reason_to_move_stops_and_is_kept() -> None:
 
     supervisor = Supervisor(Asked(), hang_timeout=None, move_reason=move)
     assert [supervisor.look([sign()]) for _ in range(3)] == ["go", "stop", "stop"]
-    assert supervisor.moving == "a node is being taken away"
+    assert str(supervisor) == supervisor.moving == "a node is being taken away"
