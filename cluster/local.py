@@ -73,7 +73,7 @@ class LocalCluster:
         self.nodes: list[RayNode] = []
         self.environment = {  # what a driver needs
             **_RAY_ENVIRONMENT,
-            "RAY_AUTH_TOKEN_PATH": str(token.resolve()),
+            "RAY_AUTH_TOKEN_PATH": str(token),
             **(store.environment if store else {}),
             **(mlflow.environment if mlflow else {}),
         }
@@ -144,9 +144,10 @@ class LocalCluster:
         return self._start_node(name, head=False, num_cpus=self._cpus_per_node, gcs_address=self.address)
 
     def _start_node(self, name: str, **arguments: Any) -> RayNode:
+        # Ray looks for free names, and two nodes that look at once find the same
         sockets = {
             f"{kind}_socket_name": str(self._ray_files / f"{name}.{kind}") for kind in ("raylet", "plasma_store")
-        }  # Ray looks for free names, and two nodes that look at once find the same
+        }
         arguments |= {"object_store_memory": _OBJECT_STORE_BYTES, "temp_dir": str(self._ray_files), **sockets}
         inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         environment = {**inherited, **_NODE_ENVIRONMENT, **self.environment}
@@ -178,6 +179,7 @@ def local_cluster(
     Raises:
         RuntimeError: something did not come up; the message names its log.
     """
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         store = server = None
@@ -188,8 +190,8 @@ def local_cluster(
             artifacts = f"s3://{BUCKET}/mlflow" if store else None
             keys = store.environment if store else None
             server = stack.enter_context(mlflow_server(folder / "mlflow", artifacts=artifacts, environment=keys))
-        # Ray's sockets need a short path
-        ray_files = stack.enter_context(TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+        # sockets have short paths, or none
+        ray_files = stack.enter_context(TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True))
         cluster = LocalCluster(folder, Path(ray_files), cpus_per_node=cpus_per_node, store=store, mlflow=server)
         stack.callback(cluster.close)
         cluster.start(nodes, dashboard=dashboard)

@@ -44,13 +44,14 @@ def mlflow_server(
     Raises:
         RuntimeError: it did not come up; the message names its log.
     """
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     (port,) = free_ports(1)
     uri = f"http://127.0.0.1:{port}"
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"),
-        *(f"--backend-store-uri=sqlite:///{folder.resolve()}/mlflow.db",),
-        *(f"--artifacts-destination={artifacts or folder.resolve() / 'artifacts'}",),
+        *(f"--backend-store-uri=sqlite:///{folder}/mlflow.db",),
+        *(f"--artifacts-destination={artifacts or folder / 'artifacts'}",),
     ]
     server = ServerProcess(
         name="the MLflow server",

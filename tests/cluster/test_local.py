@@ -159,7 +159,10 @@ def test_a_job_that_is_stopped_has_time_to_save(cluster: LocalCluster) -> None:
         ask(jobs)
     saving = "trap 'sleep 5; echo saved; exit 0' TERM; echo started; while true; do sleep 0.1; done"
     job = ask(jobs, {"entrypoint": saving}, token=token)["submission_id"]
-    said = lambda: ask(f"{jobs}{job}/logs", token=token)["logs"]  # noqa: E731
+
+    def said() -> list[str]:  # the log begins with the command itself
+        return ask(f"{jobs}{job}/logs", token=token)["logs"].splitlines()
+
     assert eventually(lambda: "started" in said())
     ask(f"{jobs}{job}/stop", {}, token=token)
     assert eventually(lambda: ask(f"{jobs}{job}", token=token)["status"] == "STOPPED")
