@@ -83,8 +83,8 @@ class TrainConfig:
                 raise UserError(f"train.{name}={getattr(self, name)}: use at least 1")
         if self.max_failures < 0:
             raise UserError(f"train.max_failures={self.max_failures}: use at least 0")
-        if self.hang_timeout is not None and self.hang_timeout < 3:
-            raise UserError(f"train.hang_timeout={self.hang_timeout:g}: use at least 3 seconds, or null")
+        if self.hang_timeout is not None and self.hang_timeout <= 0:
+            raise UserError(f"train.hang_timeout={self.hang_timeout:g}: use seconds above 0, or null")
         if isinstance(self.workers, tuple) and not 1 <= self.workers[0] <= self.workers[1]:
             least, most = self.workers
             raise UserError(f"train.workers=[{least},{most}]: write the least and the most, from 1")
