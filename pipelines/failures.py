@@ -85,6 +85,8 @@ def _before_the_workers_ran(error: BaseException) -> Exception:
     """Ray could not start the workers; the code's fault where a worker raised what no network or machine raises."""
     from ray.exceptions import RayTaskError
 
+    if "error raised in its creation task" in str(error):  # what the workers shall run cannot be read there
+        return WorkerFailed(str(error))
     for cause in _causes(error):
         inner = getattr(cause, "cause", None)
         if isinstance(cause, RayTaskError) and not isinstance(inner, OSError | RuntimeError | None):

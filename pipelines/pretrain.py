@@ -143,6 +143,7 @@ def _train_probe_register(run: Any, plan: Any, stop: StopSignals, tracker: Any, 
     from ssl_core.train.profile import PROFILE
 
     start_ray(plan.config.ray.address, workers=plan.workers[1])
+    stop.take_over()
     if run.record.state != "trained":
         try:
             train_to_the_end(run, plan, stop)

@@ -9,6 +9,7 @@ from types import FrameType
 
 from ssl_core.errors import Resumable
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SLICE_SECONDS = 0.1
 _STOPPED = "stopped as asked: the same command continues it"
 
@@ -19,6 +20,12 @@ class StopSignals:
     def __init__(self) -> None:
         self._times: list[float] = []
         self._only_noted = False
+
+    def take_over(self) -> None:
+        """Handle the signals from now on; again after `ray.init`, which puts a handler of its own in the way."""
+        if threading.current_thread() is threading.main_thread():  # no other may
+            for number in _SIGNALS:
+                signal.signal(number, self.handle)
 
     @property
     def asked(self) -> bool:
@@ -74,10 +81,8 @@ def stop_signals() -> Generator[StopSignals]:
         KeyboardInterrupt: a second one did.
     """
     signals = StopSignals()
-    if threading.current_thread() is not threading.main_thread():
-        yield signals  # only the main thread may handle signals
-        return
-    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    signals.take_over()
     try:
         yield signals
     except KeyboardInterrupt as error:
@@ -85,5 +90,6 @@ def stop_signals() -> Generator[StopSignals]:
             raise
         raise Resumable(_STOPPED) from error
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        if threading.current_thread() is threading.main_thread():
+            for number, old in before.items():
+                signal.signal(number, old)

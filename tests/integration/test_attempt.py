@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -30,7 +31,9 @@ def board() -> Generator[DriversBoard]:
 
     start_ray(None, workers=2)
     import ray
+    from ray import cloudpickle
 
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
     yield DriversBoard.start()
     ray.shutdown()
 

@@ -82,6 +82,8 @@ def test_workers_that_cannot_be_started_are_tried_again_but_not_what_their_code_
     found = meaning(ControllerError(WorkerGroupStartupTimeoutError(3)), [], {})
     assert isinstance(found, WorkerLost)
     assert str(found).startswith("the workers could not be started (")
+    unread = RuntimeError("The actor died because of an error raised in its creation task …\nNo module named 'x'")
+    assert str(meaning(unread, [], {})) == "No module named 'x'"
     for cause, kind in ((ImportError("no module x"), WorkerFailed), (ConnectionError("refused"), WorkerLost)):
         task = RayTaskError("start", "Traceback …", cause)
         assert type(meaning(ControllerError(task), [], {})) is kind
