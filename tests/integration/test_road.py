@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_digits
 
+from ssl_core.train.saved_steps import saved_steps
+
 TINY = (
     "experiment=simclr_digits",
     "model.arguments.channels=[8,8,16,16]",
@@ -110,6 +112,5 @@ def test_asked_to_stop_it_saves_the_last_step_and_goes_on_from_there(digits: Pat
     assert time.monotonic() - asked < 30
     assert driver.returncode == 75, said + errors
     stopped_after = int(re.findall(r"stopped after step (\d+) of 4000", errors)[0])
-    kept = sorted((tmp_path / "stopped/checkpoints").glob("step-*/manifest.json"))
-    assert [path.parent.name for path in kept] == [f"step-{stopped_after:08d}"]
+    assert [one.step for one in saved_steps(tmp_path / "stopped/checkpoints")] == [stopped_after]
     assert "interrupted" in run("runs", f"storage={tmp_path}")
