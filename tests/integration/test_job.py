@@ -13,7 +13,7 @@ import pytest
 from cluster.local import local_cluster
 from ssl_core.train.saved_steps import saved_steps
 
-STEPS = 400
+STEPS = 150
 TINY = [
     *("experiment=simclr_digits", "name=job", "train.workers=1", "train.audit=true", "train.log_every=1"),
     *("model.arguments.channels=[8,8,16,16]", "train.threads=1", "train.checkpoint_every=1h", "probe.every=null"),

@@ -84,8 +84,8 @@ def descendants(root: int) -> dict[int, str]:
 @pytest.mark.chaos
 @pytest.mark.parametrize(
     ("workers", "hits"),
-    [(1, (signal.SIGKILL,)), (2, (signal.SIGKILL, signal.SIGSTOP)), (3, (signal.SIGKILL,))],
-    ids=["one-killed", "two-killed-then-frozen", "three-killed"],
+    [(2, (signal.SIGKILL, signal.SIGSTOP)), (3, (signal.SIGKILL,))],
+    ids=["two-killed-then-frozen", "three-killed"],
 )
 def test_the_same_command_ends_in_the_same_bytes(
     digits: Path, tmp_path: Path, pool: GlooPool, workers: int, hits: tuple[signal.Signals, ...]
