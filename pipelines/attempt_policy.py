@@ -95,7 +95,7 @@ def find_hang(signs: Sequence[WorkerSign], timeout: float | None) -> Hang | None
         sign = max(frozen, key=lambda sign: sign.silent_seconds)
         return Hang(sign=sign, seconds=sign.silent_seconds, silent=True)
     stuck = [sign for sign in signs if sign.doing == "stepping" and sign.still_seconds > limit]
-    if stuck:
+    if stuck and not any(sign.doing in ("saving", "probing") for sign in signs):  # they may be waiting for that one
         sign = min(stuck, key=lambda sign: (sign.step, -sign.still_seconds))
         return Hang(sign=sign, seconds=sign.still_seconds, silent=False)
     return None

@@ -58,8 +58,10 @@ def train_to_the_end(run: RunFolder, plan: Plan, stop: StopSignals) -> None:
         )
         try:
             result = _carry_out(run, plan, stop, attempt, need, board, supervisor)
-        except WorkerLost as lost:
-            why = why_again(lost, run, _saved_step(run, plan), stop, supervisor.signs, budget)
+        except Resumable as stopped:
+            if not isinstance(stopped, WorkerLost) and (stop.asked or supervisor.moving is None):
+                raise
+            why = why_again(stopped, run, _saved_step(run, plan), stop, supervisor.signs, budget)
             continue
         speeds.append((result["steps"] - _first_step(run, attempt), result["images_per_second"]))
         if result["finished"]:
@@ -165,12 +167,15 @@ def _carry_out(
             )
     finally:
         shutil.rmtree(run.path / ".ray", ignore_errors=True)
-        publish_joined(run.path, "metrics")
-        publish_joined(run.path, "audit")
+        try:
+            publish_joined(run.path, "metrics")
+            publish_joined(run.path, "audit")
+        except OSError as error:  # what the attempt said is more important; the parts are there
+            say(f"warning: cannot join the run's records ({error})")
 
 
 def why_again(
-    lost: WorkerLost,
+    lost: Resumable,
     run: RunFolder,
     saved: int,
     stop: StopSignals,

@@ -7,6 +7,7 @@
 The same command continues an interrupted run at the exact next step. Results: <storage>/<name>/summary.json.
 """
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -128,7 +129,8 @@ def _carry_out(run: Any, plan: Any, stop: StopSignals) -> None:
         raise
     finally:
         if run.record.state == "running":
-            run.update(state="interrupted")
+            with suppress(OSError):  # a full disk must not hide why the run ends; `runs` sees that nobody holds it
+                run.update(state="interrupted")
         tracker.finish(status, wait_seconds=1 if stop.asked_twice else 5 if stop.asked else 30)
         import ray
 

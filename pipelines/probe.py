@@ -76,7 +76,7 @@ def _run_and_step(config: ProbeCommand) -> tuple[Path | None, int | None]:
     if config.run is None:
         return None, None
     name, at, step = config.run.rpartition("@")
-    if not at:
+    if not at or "/" in step:
         return find_run(config.run, config.storage), None
     if not step.isdecimal():
         raise UserError(f"run={config.run}: write run=<run>@<step>, such as {name}@5000")

@@ -1,6 +1,7 @@
 """The live line of a run, from the last line of rank 0's metrics; the workers' events in lines of their own."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,9 @@ class Progress:
 
     def show(self) -> None:
         """Say what is new."""
-        events = read_part(self._events)[1] if self._events.exists() else []
+        events: list[dict[str, Any]] = []
+        with suppress(OSError):  # the folder does not answer just now
+            events = read_part(self._events)[1] if self._events.exists() else []
         for event in events[self._events_said :]:
             say(str(event["event"]))
         self._events_said = len(events)

@@ -57,6 +57,10 @@ class Supervisor:
         return "once more to leave at once" if self._asked.seconds_since is not None else str(self.moving)
 
     def _in_vain(self, waited: float) -> bool:
-        """No worker is there yet, or a step takes too long; a save that has begun, or is done, is waited for."""
-        saves = any(sign.doing in ("saving", "done") for sign in self.signs)
-        return not self.signs or (waited > STOP_PATIENCE_SECONDS and not saves)
+        """No worker is there yet, or a step takes too long; a save that has begun, or is done, is waited for.
+
+        A worker hears the wish in one step, all hear it in the next, and the one after is under way by then.
+        """
+        busy = any(sign.doing in ("saving", "probing", "done") for sign in self.signs)
+        three_steps = 3 * max((sign.step_seconds or 0.0 for sign in self.signs), default=0.0)
+        return not self.signs or (waited > max(STOP_PATIENCE_SECONDS, three_steps) and not busy)

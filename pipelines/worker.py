@@ -30,7 +30,7 @@ from ssl_core.probe.features import ImageInput
 from ssl_core.probe.labelled import labelled_set
 from ssl_core.probe.online import OnlineKNN
 from ssl_core.train.context import RunContext
-from ssl_core.train.loop import LoopConfig, LoopResult, train
+from ssl_core.train.loop import LoopConfig, LoopResult, train, writable
 from ssl_core.train.step import TrainStep, why_not_compiled
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
@@ -102,7 +102,8 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
     monitor = online_knn(plan, context)
     result = train(step, loader, reader.quarantine, loop_config(plan), context, monitor=monitor, complaints=complaints)
     if result.finished and context.collectives.rank == 0:
-        save_encoder(Path(job.folder) / EXPORT, method.encoder, plan.export)
+        with writable(context.folder):
+            save_encoder(Path(job.folder) / EXPORT, method.encoder, plan.export)
     return result
 
 

@@ -8,8 +8,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Generator, Iterable
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -63,8 +63,13 @@ class LocalFiles:
 
     def names(self) -> list[str]:
         """All but those that are being written."""
-        found = (path for path in self._folder.rglob("*") if path.is_file() and not _unfinished(path))
+        found = (path for path in self._paths() if not _unfinished(path))
         return sorted(path.relative_to(self._folder).as_posix() for path in found)
+
+    def _paths(self) -> Iterator[Path]:
+        """All files; a folder that goes away meanwhile has none."""
+        for folder, _, names in os.walk(self._folder):
+            yield from (Path(folder, name) for name in names)
 
     def read(self, name: str) -> bytes | None:
         """Its bytes."""
@@ -84,11 +89,12 @@ class LocalFiles:
                 file.flush()
                 os.fsync(file.fileno())
             os.link(temporary, path)
-        except FileExistsError:
-            return False
+        except FileExistsError:  # somebody else's, or this one's: a network file system may have asked twice
+            return self.read(name) == data
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+        sync_folder(self._folder)
         return True
 
     @contextmanager
@@ -109,16 +115,17 @@ class LocalFiles:
         for name in names:
             path = self._folder / name
             path.unlink(missing_ok=True)
-            if path.parent != self._folder and path.parent.is_dir() and not any(path.parent.iterdir()):
-                path.parent.rmdir()
+            if path.parent != self._folder:
+                with suppress(OSError):  # something is in it, or it is gone
+                    path.parent.rmdir()
 
     def clear_unfinished(self) -> None:
         """Temporary files, and folders with nothing in them."""
-        for path in sorted(self._folder.rglob("*"), reverse=True):  # what is in a folder comes before it
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-            elif path.is_file() and _unfinished(path):
-                path.unlink()
+        for path in [path for path in self._paths() if _unfinished(path)]:
+            path.unlink(missing_ok=True)
+        for folder, _, _ in list(os.walk(self._folder, topdown=False)):
+            with suppress(OSError):  # something is in it
+                Path(folder).rmdir()
 
 
 class BucketFiles:

@@ -177,10 +177,12 @@ def remove(location: S3Location, names: Iterable[str]) -> None:
     keys = [(location / name).key for name in names]
     for start in range(0, len(keys), _MOST_KEYS):
         listed = {"Objects": [{"Key": key} for key in keys[start : start + _MOST_KEYS]], "Quiet": True}
-        _persist(
+        answer = _persist(
             f"remove objects of {location}",
             lambda listed=listed: _client().delete_objects(Bucket=location.bucket, Delete=listed),
         )
+        for error in answer.get("Errors", ()):
+            raise UserError(f"cannot remove {error.get('Key')}: {error.get('Code')}: check the credentials")
 
 
 def upload(path: Path, location: S3Location, *, metadata: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -128,6 +128,12 @@ class CheckpointStore:
         manifest = json.dumps({"format": FORMAT, "sha256": digests}).encode()
         if not self._files.create(f"{this.name}/{MANIFEST}", manifest):
             return  # this very step of this very attempt is there
+        with suppress(OSError, UserError, Resumable):  # this one is complete; the next one tries again
+            self._remove_superfluous(names, this, keep=keep, best=best, resumed_from=resumed_from)
+
+    def _remove_superfluous(
+        self, names: list[str], this: SavedStep, *, keep: int, best: int | None, resumed_from: int
+    ) -> None:
         spared = {this, *self._spared(names, this, keep=keep, best=best, resumed_from=resumed_from)}
         self._remove([saved for saved in complete(names) if saved not in spared], names)
 
@@ -175,19 +181,21 @@ class CheckpointStore:
                         raise DamagedError(f"{where}: {name} differs from its checksum")
                 state = cast(dict[str, Any], json.loads(paths[_STATE].read_text(encoding="utf-8")))
                 model, optimizer = load_file(paths[_MODEL]), load_file(paths[_OPTIMIZER])
-        except MissingObject as error:
+        except (MissingObject, FileNotFoundError, IsADirectoryError) as error:
             raise DamagedError(f"{where} cannot be read: {error}") from error
         except UserError:
             raise
-        except (OSError, KeyError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+        except OSError as error:
+            raise Resumable(f"{where} cannot be read now ({error}): the same command tries again") from error
+        except (KeyError, ValueError, TypeError, AttributeError, SafetensorError) as error:
             raise DamagedError(f"{where} cannot be read: {error}") from error
         return Checkpoint(step=int(state["step"]), model=model, optimizer=optimizer, state=state)
 
     def newest_readable(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that is whole, and a line for each newer one that is not.
+        """The newest checkpoint that is whole, None where there is none at all; a line for each newer one that is not.
 
         Raises:
-            UserError, Resumable: as `load`, but for damage.
+            UserError, Resumable: as `load`; damage only where all there are is damaged.
         """
         complaints: list[str] = []
         for saved in self.saved():
@@ -195,6 +203,11 @@ class CheckpointStore:
                 return self.load(saved), complaints
             except DamagedError as error:
                 complaints.append(f"{error}; falling back to the one before")
+        if complaints:
+            raise UserError(
+                f"none of the {len(complaints)} checkpoints at {self.folder} can be read, the newest: "
+                f"{complaints[0].removesuffix('; falling back to the one before')}; remove them to begin anew"
+            )
         return None, complaints
 
 

@@ -2,8 +2,10 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -24,6 +26,15 @@ from ssl_core.types import LaneBatch
 
 Monitor = Callable[[nn.Module], Mapping[str, float]]
 """Looks at the encoder now and then and gives numbers for the metrics; every worker calls it alike, nothing changes."""
+
+
+@contextmanager
+def writable(folder: Path) -> Generator[None]:
+    """Within: what cannot be written, on a disk that is full or away, stops the run so that it can be continued."""
+    try:
+        yield
+    except OSError as error:
+        raise Resumable(f"cannot write to the run's folder {folder} ({error}): the same command tries again") from error
 
 
 class NonFiniteLoss(Resumable):
@@ -95,13 +106,15 @@ def train(
     context.at(0, "starting")
     store = CheckpointStore(context.checkpoints, attempt=context.attempt)
     if lead:
-        store.claim()
+        with writable(context.folder):
+            store.claim()
     collectives.barrier()
     start = _resume(step, quarantine, config, store, collectives)
     first = start.step
     quarantine.stop_if(first < config.total_steps and quarantine.exceeded(0))  # as it was when the run stopped
     meter = _Meter(config.global_batch, window=config.log_every)
-    records = _Records(config, context, first)
+    with writable(context.folder):
+        records = _Records(config, context, first)
     skipped = list(start.skipped)
     saver = Saver(
         store,
@@ -153,6 +166,7 @@ def train(
                 context.at(done, "saving")
                 if unreadable := saver.save(done):
                     records.event(done, _about(unreadable))
+            context.at(done, "stepping")
             saver.look()
             if verdict.stop or verdict.too_many or done == config.total_steps:
                 context.at(done, "saving")

@@ -7,7 +7,7 @@ checkpoint, and stops resumably when its patience is over.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Thread
 from typing import Any
 
@@ -16,9 +16,9 @@ from ssl_core.data.quarantine import Quarantine
 from ssl_core.errors import Resumable
 from ssl_core.train.checkpoint import Checkpoint, CheckpointStore, SupersededError
 
-_WAIT_FOR_WRITER_SECONDS = 10.0  # a checkpoint that is due while the one before is being written waits so long
+_WAIT_FOR_WRITER_SECONDS = 5.0  # a checkpoint that is due while the one before is being written waits so long
 _TRY_AGAIN_SECONDS = 30.0
-_STOP_SECONDS = 20.0  # of the 30 that a stopped run has
+_STOP_SECONDS = 15.0  # for the last checkpoint of a run that stops, of the 30 that it has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,8 @@ class Saver:
         self._state, self._before, self._say = state, before, say
         self._last = time.monotonic()
         self._resumed_from = self.last_good = 0
-        self._best: Best | None = None
+        self._best: Best | None = None  # that was seen
+        self._saved_best: Best | None = None  # the best of those that are in the store
         self._latest: Checkpoint | None = None
         self._writing: _Writing | None = None
         self._outage: _Outage | None = None
@@ -90,7 +91,8 @@ class Saver:
     def resume(self, step: int, best: Mapping[str, Any] | None) -> None:
         """Go on from a checkpoint that says which step was the best."""
         self._resumed_from = self.last_good = step
-        self._best = None if best is None else Best(step=int(best["step"]), score=float(best["score"]))
+        self._saved_best = None if best is None else Best(step=int(best["step"]), score=float(best["score"]))
+        self._best = self._saved_best
 
     def due_by_step(self, done: int) -> bool:
         """Whether the state after `done` steps is to be kept; every worker knows."""
@@ -125,16 +127,14 @@ class Saver:
         everything = {position: reason for part in found for position, reason in part.items()}
         if self._collectives.rank == 0:
             listed = {str(position): reason for position, reason in sorted(everything.items())}
-            best = None if self._best is None else vars(self._best)
-            checkpoint = self._state(done)
-            state = {**checkpoint.state, "quarantine": listed, "best": best}
-            self._latest = Checkpoint(
-                step=done, model=checkpoint.model, optimizer=checkpoint.optimizer, state=state
-            ).copied()
             self._wait(0.0 if self._outage else _WAIT_FOR_WRITER_SECONDS)
+            best = self._best if self._best and self._best.step == done else self._saved_best
+            checkpoint = self._state(done)
+            state = {**checkpoint.state, "quarantine": listed, "best": None if best is None else vars(best)}
+            self._latest = replace(checkpoint, state=state).copied()
             if self._writing is None:
                 self._begin(self._latest)
-            elif not self._outage:
+            elif not self._outage and done < self._total:
                 self._say(done, f"step {done} is not saved: the checkpoint before it is still being written")
         self._last = time.monotonic()
         return self._quarantine.merge(everything)
@@ -145,7 +145,9 @@ class Saver:
             return
         done, self._writing = self._writing, None
         if done.error is None:
-            self.last_good = done.step
+            self.last_good, self._saved_best = done.step, done.best
+            if self._latest is not None and self._latest.step == done.step:
+                self._latest = None
             if self._outage is not None:
                 self._say(done.step, f"checkpoints are written again: step {done.step} is saved")
             self._outage = None
@@ -177,16 +179,18 @@ class Saver:
         """
         if self._collectives.rank != 0:
             return
-        self._wait(_STOP_SECONDS if done < self._total else self._config.patience_seconds)
+        whole = done == self._total
+        deadline = time.monotonic() + (self._config.patience_seconds if whole else _STOP_SECONDS)
+        self._wait_until(deadline, should_stop if whole else None)
         while self.last_good != done:
             if self._superseded is not None:
                 raise self._superseded
-            if self._writing is None and self._latest is not None and self._latest.step == done:
+            if self._writing is None and self._latest is not None:
                 self._begin(self._latest)
-                self._wait(_STOP_SECONDS if done < self._total else self._config.patience_seconds)
+                self._wait_until(deadline, should_stop if whole else None)
             if self.last_good == done:
                 return
-            if done < self._total or self.gives_up() or should_stop():
+            if not whole or self.gives_up() or should_stop():
                 reason = self._outage.reason if self._outage else "it takes too long"
                 raise Resumable(
                     f"the checkpoint of step {done} could not be written ({reason}), the last good one is step "
@@ -196,12 +200,19 @@ class Saver:
 
     def close(self) -> None:
         """Let what is being written become whole, for a while."""
-        self._wait(_STOP_SECONDS)
+        self._wait(_WAIT_FOR_WRITER_SECONDS)
 
     def _pause(self, should_stop: Callable[[], bool]) -> None:
         end = time.monotonic() + _TRY_AGAIN_SECONDS
         while time.monotonic() < end and not self.gives_up() and not should_stop():
             time.sleep(0.2)
+
+    def _wait_until(self, deadline: float, should_stop: Callable[[], bool] | None) -> None:
+        """For the writer; not longer than `_STOP_SECONDS` once asked to stop."""
+        while self._writing is not None and time.monotonic() < deadline:
+            if should_stop is not None and should_stop():
+                deadline, should_stop = min(deadline, time.monotonic() + _STOP_SECONDS), None
+            self._wait(0.2)
 
     def _wait(self, seconds: float) -> None:
         if self._writing is not None:
@@ -209,13 +220,18 @@ class Saver:
             self.look()
 
     def _begin(self, checkpoint: Checkpoint) -> None:
-        writing = _Writing(checkpoint.step)
-        best = None if self._best is None else self._best.step
+        best = checkpoint.state["best"]
+        writing = _Writing(checkpoint.step, None if best is None else Best(**best))
 
         def write() -> None:
             try:
                 self._before()
-                self._store.save(checkpoint, keep=self._config.keep, best=best, resumed_from=self._resumed_from)
+                self._store.save(
+                    checkpoint,
+                    keep=self._config.keep,
+                    best=None if writing.best is None else writing.best.step,
+                    resumed_from=self._resumed_from,
+                )
             except Exception as error:  # noqa: BLE001 (whatever a store raises is looked at by the training thread)
                 writing.error = error
 
@@ -229,8 +245,8 @@ class _Writing:
 
     thread: Thread
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, best: Best | None) -> None:
+        self.step, self.best = step, best
         self.error: Exception | None = None
 
 

@@ -21,7 +21,7 @@ from ssl_core.train.records import publish_joined
 from tests.contract.gloo_pool import GlooPool
 
 STEPS = 24
-HANG_TIMEOUT = 4
+HANG_TIMEOUT = 15
 
 
 def overrides(data: Path, storage: Path, name: str, workers: int) -> list[str]:

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, never believed where a bit is wrong, never lost to a newer one that is damaged."""
 
+import errno
 import json
 import os
 import uuid
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from cluster.object_store import ObjectStore
-from ssl_core.errors import UserError
+from ssl_core.errors import Resumable, UserError
 from ssl_core.storage.files import files_at
 from ssl_core.storage.s3 import Folder, S3Location
 from ssl_core.train.checkpoint import Checkpoint, CheckpointStore, DamagedError, SupersededError
@@ -221,7 +222,7 @@ def test_a_damaged_object_is_named_and_the_one_before_is_taken(s3_store: ObjectS
 
 
 def test_no_flipped_bit_of_the_manifest_gives_another_state(tmp_path: Path) -> None:
-    path = save(tmp_path, 2) / "manifest.json"
+    path, store = save(tmp_path, 2) / "manifest.json", CheckpointStore(tmp_path)
     intact = path.read_bytes()
     for place in range(len(intact)):
         for bit in (1, 7):
@@ -230,11 +231,10 @@ def test_no_flipped_bit_of_the_manifest_gives_another_state(tmp_path: Path) -> N
             path.write_bytes(damaged)
             if damaged[11] != intact[11] and chr(damaged[11]).isdecimal():  # the format's number
                 with pytest.raises(UserError, match="has format"):
-                    CheckpointStore(tmp_path).newest_readable()
+                    store.load(store.saved()[0])
                 continue
-            checkpoint, complaints = CheckpointStore(tmp_path).newest_readable()
-            assert len(complaints) == (checkpoint is None)
-            assert checkpoint is None or same(checkpoint, example(2))
+            with suppress(DamagedError):
+                assert same(store.load(store.saved()[0]), example(2))
 
 
 @pytest.mark.parametrize("content", ["[]", "3", '"x"', "null", "{}", '{"format": 2, "sha256": []}'])
@@ -259,12 +259,23 @@ def test_checkpoints_of_the_first_format_are_not_overlooked(tmp_path: Path) -> N
         CheckpointStore(tmp_path).newest_readable()
 
 
-def test_every_damaged_one_is_named(tmp_path: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_by_itself(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         cut(save(tmp_path, step, keep=3) / "model.safetensors")
-    checkpoint, complaints = CheckpointStore(tmp_path).newest_readable()
-    assert checkpoint is None
-    assert [f"step-0000000{step}" in line for step, line in zip((3, 2, 1), complaints, strict=True)] == [True] * 3
+    with pytest.raises(UserError, match=r"none of the 3 checkpoints at .* the newest: checkpoint .*step-00000003"):
+        CheckpointStore(tmp_path).newest_readable()
+
+
+def test_a_disk_that_does_not_answer_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("ssl_core.train.checkpoint.sha256_file", broken)
+    with pytest.raises(Resumable, match=r"step-00000002.* cannot be read now .*Input/output error"):
+        CheckpointStore(tmp_path).newest_readable()
 
 
 @pytest.mark.parametrize("keep", [1, 2])
