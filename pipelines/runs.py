@@ -1,7 +1,7 @@
 """The runs of a storage folder: what state they are in, and whether the same command would continue them.
 
 python -m pipelines.runs storage=runs                    list them
-python -m pipelines.runs storage=runs delete=first       delete a run's folder (its copy in MLflow stays)
+python -m pipelines.runs storage=runs delete=first       delete a run's folder and checkpoints (its copy in MLflow stays)
 """
 
 import shutil
@@ -11,7 +11,8 @@ from pathlib import Path
 from pipelines.config import compose, typed
 from pipelines.console import run_command, say
 from pipelines.run_folder import RUN_FILE, RunFolder, RunRecord, checkpoint_folder, find_run, read_record
-from ssl_core.errors import UserError
+from ssl_core.errors import Resumable, UserError
+from ssl_core.storage.files import files_at
 from ssl_core.storage.local import local_path
 from ssl_core.train.saved_steps import saved_steps
 
@@ -30,7 +31,10 @@ def main(overrides: list[str]) -> None:
     storage = local_path(config.storage)
     if config.delete is not None:
         path = find_run(config.delete, config.storage)
-        with RunFolder(path, read_record(path)).locked():
+        record = read_record(path)
+        with RunFolder(path, record).locked():
+            checkpoints = files_at(checkpoint_folder(record.config.get("checkpoints"), path))
+            checkpoints.remove(checkpoints.names())
             shutil.rmtree(path)
         say(f"deleted {path}")
         return
@@ -60,10 +64,13 @@ def _state(path: Path, record: RunRecord) -> str:
         return "running"
 
 
-def _steps_done(path: Path, record: RunRecord) -> int:
-    """The newest complete checkpoint's step."""
-    saved = saved_steps(checkpoint_folder(record.config.get("checkpoints"), path))
-    return saved[0].step if saved else 0
+def _steps_done(path: Path, record: RunRecord) -> str:
+    """The newest complete checkpoint's step; "?" where its bucket does not answer."""
+    try:
+        saved = saved_steps(checkpoint_folder(record.config.get("checkpoints"), path))
+    except (UserError, Resumable):
+        return "?"
+    return str(saved[0].step if saved else 0)
 
 
 if __name__ == "__main__":

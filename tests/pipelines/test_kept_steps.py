@@ -15,6 +15,7 @@ from pipelines.run_folder import RunFolder, checkpoint_folder
 from pipelines.worker import Job, run_worker
 from ssl_core.errors import UserError
 from ssl_core.export import load_encoder
+from ssl_core.storage.s3 import S3Location
 from ssl_core.train.context import InProcessContext
 from ssl_core.train.saved_steps import saved_steps
 
@@ -62,3 +63,6 @@ def test_kept_steps_are_exported_probed_and_listed(
         probe.main(["run=first@last", f"storage={run.parent}"])
     runs.main([f"storage={run.parent}"])
     assert "8/8" in capsys.readouterr().out
+    runs.main([f"storage={run.parent}", "delete=first"])
+    assert not run.exists()
+    assert saved_steps(S3Location("kept-steps", "all/first")) == []

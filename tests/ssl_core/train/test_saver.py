@@ -187,6 +187,26 @@ def test_the_best_by_the_monitor_is_kept(tmp_path: Path) -> None:
     assert checkpoint.state["best"] == {"step": 2, "score": 0.5}
 
 
+def test_the_best_that_could_not_be_written_does_not_push_out_the_one_before(
+    tmp_path: Path, disk: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saver, "_TRY_AGAIN_SECONDS", 0.0)
+    scores = iter([0.1, 0.5, 0.4, 0.9, 0.3, 0.2, 0.1])
+
+    def at_step(step: int) -> None:
+        time.sleep(0.2)  # what is being written is there by then
+        disk(step == 3)
+
+    engine = make_engine(tmp_path, method=Heavy(at_step))
+    engine.train(
+        save=SaveConfig(every_steps=1, keep=1), monitor=lambda _: {"knn_online": next(scores)}, monitor_every=1
+    )
+    assert saved(engine) == [2, TOTAL_STEPS]
+    checkpoint = CheckpointStore(tmp_path / "checkpoints").newest_readable()[0]
+    assert checkpoint is not None
+    assert checkpoint.state["best"] == {"step": 2, "score": 0.5}
+
+
 def test_a_resumed_run_knows_the_best(tmp_path: Path) -> None:
     config = SaveConfig(every_steps=2, keep=1)
     spoiled = make_engine(tmp_path)
