@@ -1,7 +1,7 @@
 """The runs of a storage folder: what state they are in, and whether the same command would continue them.
 
 python -m pipelines.runs storage=runs                    list them
-python -m pipelines.runs storage=runs delete=first       delete a run's folder and checkpoints (its copy in MLflow stays)
+python -m pipelines.runs storage=runs delete=first       delete its folder and checkpoints (not its copy in MLflow)
 """
 
 import shutil
