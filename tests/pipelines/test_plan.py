@@ -156,7 +156,7 @@ def test_workers_are_a_number_or_a_range_within_the_lanes(
         ("train.workers=[2,1]", r"train.workers=\[2,1\]: write the least and the most"),
         ("train.workers=[1,2,3]", "train.workers"),
         ("train.max_failures=-1", "use at least 0"),
-        ("train.hang_timeout=0", "use seconds above 0"),
+        ("train.hang_timeout=0", "use at least 3 seconds"),
     ],
 )
 def test_what_no_attempt_can_have_is_refused(sets: Path, word: str, said: str) -> None:
