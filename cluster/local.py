@@ -49,6 +49,7 @@ _NODE_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # peers of a worker that failed wait for it
 }
 _RAY = "import sys; from ray.scripts.scripts import main; sys.exit(main())"  # the command `ray` of this Python
 _NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")

@@ -36,10 +36,11 @@ class Supervisor:
         self.hang: Hang | None = None
         self.moving: str | None = None
         self.signs: Sequence[WorkerSign] = ()
+        self._began = False
 
     def look(self, signs: Sequence[WorkerSign]) -> Order:
         """Decide. A hang must be seen twice: after a stall of this machine, beats may be on their way."""
-        self.signs = signs
+        self.signs, self._began = signs, self._began or bool(signs)
         suspect = find_hang(signs, self._hang_timeout)
         if suspect and self._suspect and suspect.sign.rank == self._suspect.sign.rank:
             self.hang = suspect
@@ -57,10 +58,10 @@ class Supervisor:
         return "once more to leave at once" if self._asked.seconds_since is not None else str(self.moving)
 
     def _in_vain(self, waited: float) -> bool:
-        """No worker is there yet, or a step takes too long; a save that has begun, or is done, is waited for.
+        """No worker has been there yet, or a step takes too long; a save that has begun, or is done, is waited for.
 
         A worker hears the wish in one step, all hear it in the next, and the one after is under way by then.
         """
         busy = any(sign.doing in ("saving", "probing", "done") for sign in self.signs)
         three_steps = 3 * max((sign.step_seconds or 0.0 for sign in self.signs), default=0.0)
-        return not self.signs or (waited > max(STOP_PATIENCE_SECONDS, three_steps) and not busy)
+        return not self._began or (waited > max(STOP_PATIENCE_SECONDS, three_steps) and not busy)

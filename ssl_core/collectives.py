@@ -40,7 +40,11 @@ def _peers() -> Generator[None]:
     """Within: what is raised means that another worker has left, since all call the same with the same shapes."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
+        if "CUDA error" in str(error):  # this worker's own, which the device says late
+            raise
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WorkerLost(f"the connection to another worker is lost ({said})") from error
 

@@ -94,3 +94,9 @@ def test_only_steps_have_a_limit_but_beats_come_always(doing: Doing) -> None:
     assert find_hang([sign(doing=doing, still=1e5)], None) is None
     hang = find_hang([sign(doing=doing, silent=61), sign(1, still=70)], None)
     assert str(hang) == "worker 0 (node 00000000, pid 100) gave no sign for 61 s in step 6"
+
+
+def test_who_waits_for_a_worker_that_saves_does_not_hang() -> None:
+    waiting = sign(1, doing="stepping", still=100)
+    assert find_hang([sign(0, doing="stepping"), waiting], 60) is not None
+    assert find_hang([sign(0, doing="saving"), waiting], 60) is None

@@ -1,6 +1,7 @@
 """Orders to an attempt: a hang seen twice ends it, a signal stops it within its time, a move stops it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipelines.attempt_policy import Activity, WorkerSign
 from pipelines.supervision import STOP_PATIENCE_SECONDS, Supervisor
@@ -40,6 +41,16 @@ def test_a_signal_stops_after_the_step_and_ends_what_takes_too_long() -> None:
     assert Supervisor(Asked(late), hang_timeout=None).look([sign(), sign(1, doing="saving")]) == "stop"
     assert Supervisor(Asked(late), hang_timeout=None).look([sign(doing="done")]) == "stop"
     assert Supervisor(Asked(1), hang_timeout=None).look([]) == "end"  # no worker is there yet
+    slow = replace(sign(), step_seconds=late / 2)
+    assert Supervisor(Asked(late), hang_timeout=None).look([slow]) == "stop"  # three steps have their time
+
+
+def test_workers_that_are_not_heard_of_for_a_moment_are_still_there() -> None:
+    asked = Asked()
+    supervisor = Supervisor(asked, hang_timeout=None)
+    assert supervisor.look([sign()]) == "go"
+    asked.seconds_since = 1.0
+    assert supervisor.look([]) == "stop"
 
 
 def test_a_reason_to_move_stops_and_is_kept() -> None:
