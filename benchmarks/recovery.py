@@ -79,7 +79,7 @@ def cost(data: str, words: list[str], rounds: int, store: str | None) -> None:
     step = median(second - first for first, second in zip(watch.began, watch.began[1:], strict=False))
     share = 100 * median(extra) / SaveConfig().every_seconds
     print(
-        f"cost: a checkpoint of {megabytes:.1f} MB ({plan.config.model.name}, batch 256) adds "
+        f"cost: a checkpoint of {megabytes:.1f} MB ({plan.config.model.name}, batch {plan.lanes.global_batch}) adds "
         f"{1000 * median(extra):.0f} ms ({1000 * min(extra):.0f} … {1000 * max(extra):.0f}) to {NEAR} steps of "
         f"{1000 * step:.0f} ms: {share:.3f} % at one every {SaveConfig().every_seconds:.0f} s (target: 2 %)"
     )
