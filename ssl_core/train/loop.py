@@ -1,8 +1,7 @@
 """The worker loop: resume, step, record, checkpoint, stop. The platform is the `RunContext`, not Ray or MLflow."""
 
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,8 @@ from ssl_core.train.checkpoint import Checkpoint, CheckpointStore
 from ssl_core.train.context import RunContext
 from ssl_core.train.health import CollapseWatch, measure
 from ssl_core.train.identity import differences
-from ssl_core.train.profile import profiled, span
+from ssl_core.train.meter import Meter
+from ssl_core.train.profile import profiled
 from ssl_core.train.records import Record, audit_line
 from ssl_core.train.saver import SaveConfig, Saver
 from ssl_core.train.step import PendingStep, TrainStep
@@ -112,7 +112,7 @@ def train(
     start = _resume(step, quarantine, config, store, collectives)
     first = start.step
     quarantine.stop_if(first < config.total_steps and quarantine.exceeded(0))  # as it was when the run stopped
-    meter = _Meter(config.global_batch, window=config.log_every)
+    meter = Meter(config.global_batch, window=config.log_every)
     with writable(context.folder):
         records = _Records(config, context, first)
     skipped = list(start.skipped)
@@ -263,7 +263,7 @@ class _Results:
         config: LoopConfig,
         context: RunContext,
         records: "_Records",
-        meter: "_Meter",
+        meter: "Meter",
         first: int,
         skipped: list[int],
         saver: Saver,
@@ -360,66 +360,3 @@ class _Records:
     def close(self) -> None:
         for record in self._parts.values():
             record.close()
-
-
-class _Meter:
-    """Images per second and the share of time spent waiting for data, over half a `window` of steps or more.
-
-    Results are read late, the last ones of a run at once: a shorter span would say when they were read, not how fast
-    they came.
-    """
-
-    def __init__(self, global_batch: int, *, window: int) -> None:
-        self._global_batch, self._shortest = global_batch, max(1, window // 2)
-        self._start = time.monotonic()
-        self._steps, self._waited = 0, 0.0
-        self._marks = deque([_Mark(seconds=self._start, steps=0, waited=0.0)])
-        self._first_done = self._start
-
-    def waiting(self, batches: Iterator[LaneBatch]) -> Iterator[LaneBatch]:
-        """The batches, with the wait for each one counted."""
-        while True:
-            before = time.monotonic()
-            with span("data"):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            self._waited += time.monotonic() - before
-            yield batch
-
-    def step_done(self) -> None:
-        self._steps += 1
-        if self._steps == 1:
-            self._first_done = time.monotonic()
-
-    def rates(self) -> dict[str, float]:
-        """Since the last call that is long enough ago."""
-        now = _Mark(seconds=time.monotonic(), steps=self._steps, waited=self._waited)
-        while len(self._marks) > 1 and now.steps - self._marks[1].steps >= self._shortest:
-            self._marks.popleft()
-        since = self._marks[0]
-        self._marks.append(now)
-        seconds = max(now.seconds - since.seconds, 1e-9)
-        return {
-            "images_per_second": (now.steps - since.steps) * self._global_batch / seconds,
-            "data_wait": (now.waited - since.waited) / seconds,
-        }
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._start
-
-    def overall(self) -> float:
-        """Images per second of the attempt; its first step (warm-up, compilation) is left out where there are more."""
-        if self._steps > 1:
-            return (self._steps - 1) * self._global_batch / max(time.monotonic() - self._first_done, 1e-9)
-        return self._steps * self._global_batch / max(self.seconds, 1e-9)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Mark:
-    """Where a run stood at some moment."""
-
-    seconds: float
-    steps: int
-    waited: float
