@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.plan import DataConfig
+from pipelines.pretrain_config import DataConfig
 from ssl_core.data.order import EpochOrder
 from ssl_core.lanes import Lanes
 

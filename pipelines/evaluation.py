@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from pipelines.plan import Plan, ProbeData, make_plan, probe_data
+from pipelines.plan import Plan, make_plan, probe_data
+from pipelines.pretrain_config import ProbeData
 from pipelines.run_folder import EXPORT, PROBE_FILE
 from pipelines.worker import keep_freed_memory
 from ssl_core.data.data_set import DataSet

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipelines.config import compose, groups_of, typed
-from pipelines.plan import PretrainConfig
+from pipelines.pretrain_config import PretrainConfig
 from ssl_core.errors import UserError
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.plan import DataConfig
+from pipelines.pretrain_config import DataConfig
 from ssl_core import rng
 from ssl_core.data.order import EpochOrder, permute, steps_per_epoch
 from ssl_core.errors import UserError
