@@ -1,6 +1,8 @@
 """The run's platform as Ray Train sees it, and how this project starts a Ray of its own: on loopback, with a token."""
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,18 @@ class RayContext:
     def at(self, step: int, doing: Doing) -> None:
         """Noted for the next beat."""
         self.heart.at(step, doing)
+
+
+@contextmanager
+def ray_for(address: str | None, *, workers: int) -> Generator[None]:
+    """Within: Ray runs, as `start_ray` starts it; afterwards this process has left it."""
+    start_ray(address, workers=workers)
+    try:
+        yield
+    finally:
+        import ray
+
+        ray.shutdown()
 
 
 def start_ray(address: str | None, *, workers: int) -> None:
