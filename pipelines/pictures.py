@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.kept_steps import method_at, newest_checkpoint
-from pipelines.plan import Plan, make_plan, probe_data
+from pipelines.plan import Plan, make_plan, probe_sets
 from pipelines.run_folder import EXPORT
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.reader import Reader
@@ -27,7 +27,7 @@ from ssl_core.lanes import Lanes
 from ssl_core.methods import METHODS
 from ssl_core.probe.features import ImageInput, centre_square, encode
 from ssl_core.probe.knn import nearest
-from ssl_core.probe.labelled import choose_samples, labelled_set
+from ssl_core.probe.labelled import choose_samples
 from ssl_core.storage.local import atomic_path
 from ssl_core.types import LaneBatch, ViewBatch
 
@@ -178,13 +178,12 @@ class _Images:
 
 
 def _seen(plan: Plan, folder: Path) -> _Seen | None:
-    labelled = probe_data(plan)
+    labelled = probe_sets(plan)
     if labelled is None:
         return None
     loaded = load_encoder(folder / EXPORT)
     model = loaded.config.model
-    cache = plan.config.data.shard_cache
-    train, val = (labelled_set(one, channels=model.in_chans, cache=cache) for one in labelled)
+    train, val = labelled
     chosen = choose_samples(train, val, max_train=_BANK, max_val=_QUERIES, seed=plan.config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = loaded.encoder.to(device)
