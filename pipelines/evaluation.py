@@ -4,10 +4,11 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pipelines.plan import Plan, make_plan, probe_data, probe_sets
 from pipelines.pretrain_config import ProbeData
+from pipelines.ray_context import call_on_ray
 from pipelines.run_folder import EXPORT, PROBE_FILE
 from pipelines.worker import keep_freed_memory
 from ssl_core.export import LoadedEncoder, load_encoder
@@ -20,11 +21,7 @@ def probe_on_ray(plan: Plan, folder: Path) -> ProbeReport | None:
     """Probe a trained run on the Ray that is running, and write `probe.json`; None where none is asked for."""
     if not plan.config.probe.at_end or probe_data(plan) is None:
         return None
-    import ray
-
-    gpus = 1 if float(ray.cluster_resources().get("GPU", 0)) >= 1 else 0
-    task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_probe)
-    content: dict[str, Any] = cast(Any, ray).get(task.remote(dict(plan.values), str(folder)))
+    content: dict[str, Any] = call_on_ray(_probe, dict(plan.values), str(folder), max_retries=2)
     publish_bytes(folder / PROBE_FILE, (json.dumps(content, indent=2) + "\n").encode())
     return ProbeReport.from_dict(content)
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipelines.kept_steps import method_at, newest_checkpoint
 from pipelines.plan import Plan, make_plan, probe_sets
+from pipelines.ray_context import call_on_ray
 from pipelines.run_folder import EXPORT
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.reader import Reader
@@ -42,11 +43,7 @@ Pixels = NDArray[np.uint8]
 
 def draw_on_ray(plan: Plan, folder: Path) -> list[Path]:
     """Draw on the Ray that is running, where the data and the devices are: the files, in order."""
-    import ray
-
-    gpus = 1 if float(ray.cluster_resources().get("GPU", 0)) >= 1 else 0
-    task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(_draw)
-    names: list[str] = cast(Any, ray).get(task.remote(dict(plan.values), str(folder)))
+    names: list[str] = call_on_ray(_draw, dict(plan.values), str(folder), max_retries=1)
     return [folder / PICTURES / name for name in names]
 
 

@@ -43,7 +43,7 @@ def carry_out(run: RunFolder, plan: Plan, stop: StopSignals, uri: str, *, parent
         plan: of its configuration.
         stop: what has been asked of this process.
         uri: from `prepare`.
-        parent: the run in MLflow that this one is a child of.
+        parent: the run in MLflow that this one is a child of; such a run has no pictures of its own.
 
     Raises:
         Resumable, UserError, WorkerFailed: as `train_to_the_end`.
@@ -64,7 +64,7 @@ def carry_out(run: RunFolder, plan: Plan, stop: StopSignals, uri: str, *, parent
     )
     status = "FAILED"
     try:
-        _train_probe_register(run, plan, stop, tracker, uri)
+        _train_probe_register(run, plan, stop, tracker, uri, parent)
         status = "FINISHED"
     except (Resumable, KeyboardInterrupt):
         status = "KILLED"
@@ -80,7 +80,9 @@ def _new_there(run: RunFolder, uri: str) -> bool:
     return run.record.mlflow_run is None or run.record.tracking_uri != uri
 
 
-def _train_probe_register(run: RunFolder, plan: Plan, stop: StopSignals, tracker: Tracker, uri: str) -> None:
+def _train_probe_register(
+    run: RunFolder, plan: Plan, stop: StopSignals, tracker: Tracker, uri: str, parent: str | None
+) -> None:
     if run.record.state != "trained":
         train_to_the_end(run, plan, stop)
         stop.raise_if_asked()
@@ -92,7 +94,7 @@ def _train_probe_register(run: RunFolder, plan: Plan, stop: StopSignals, tracker
         tracker.set_tags({"mlflow.note.content": report.table()})  # the run's description on its page
         summary["probe"] = report.to_dict()
     tracker.log_artifact(run.path / "export" / "config.json", "export")
-    for picture in _pictures(run, plan):
+    for picture in _pictures(run, plan) if parent is None else ():
         tracker.log_artifact(picture, "pictures")
     for part in sorted((run.path / PROFILE).glob("*")):
         tracker.log_artifact(part, PROFILE)

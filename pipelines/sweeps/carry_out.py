@@ -19,7 +19,6 @@ from pipelines.ray_context import ray_for
 from pipelines.run_folder import RUN_FILE, RunFolder, read_record
 from pipelines.stop_signals import StopSignals
 from pipelines.sweeps import report
-from pipelines.sweeps.on_tune import EarlyStopping, run_trials
 from pipelines.sweeps.sweep import Sweep
 from pipelines.sweeps.trials import TrialRecord, Trials, point_scores, winner
 from pipelines.tracking import Tracker
@@ -55,6 +54,10 @@ def carry_out(sweep: Sweep, stop: StopSignals) -> None:
 
 
 def _run(sweep: Sweep, trials: Trials, concurrent: int, tracker: Tracker, stop: StopSignals) -> None:
+    from pipelines.sweeps.on_tune import (
+        run_trials,  # imports Ray, which reads what `start_ray` sets when it is imported
+    )
+
     began = time.monotonic()
     tracker.log_params({"tune": vars(sweep.tune), "sweep": vars(sweep.search), **sweep.values})
     tracker.set_tags({"sweep": sweep.name, "manifest": sweep.plan.train_data.digest})
@@ -64,7 +67,7 @@ def _run(sweep: Sweep, trials: Trials, concurrent: int, tracker: Tracker, stop: 
             trials,
             sweep.folder,
             concurrent=concurrent,
-            early=_early(sweep),
+            early=sweep.early,
             metric=sweep.tune.metric,
             parent=tracker.run_id,
             stop=stop,
@@ -140,13 +143,6 @@ def _threads(sweep: Sweep, concurrent: int) -> int:
     address = sweep.plan.config.ray.address
     cores = (os.cpu_count() or 1) if address is None else capacity("CPU")
     return max(1, cores // (concurrent * sweep.plan.workers[1]))
-
-
-def _early(sweep: Sweep) -> EarlyStopping | None:
-    tune = sweep.tune
-    if not tune.stop_early:
-        return None
-    return EarlyStopping(grace=tune.grace, reduction=tune.reduction, epochs=sweep.epochs)
 
 
 def _teller(trials: Trials, metric: str) -> Callable[[TrialRecord], None]:

@@ -5,12 +5,13 @@ counted from what the cluster holds, and a trial's own actor takes no CPU of it.
 of a sweep is in the records of its trials, so a sweep whose driver was killed is continued without unpickling anything.
 """
 
+import logging
 import os
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,6 +21,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import Searcher
 
 from pipelines.stop_signals import StopSignals
+from pipelines.sweeps.sweep import EarlyStopping
 from pipelines.sweeps.trial_run import TrialRun
 from pipelines.sweeps.trials import CURVE, TrialRecord, Trials
 from ssl_core.errors import UserError
@@ -34,15 +36,6 @@ _ENVIRONMENT = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class EarlyStopping:
-    """Asynchronous successive halving (Li et al., 2018; arXiv 1810.05934) on the k-NN curve, by epochs."""
-
-    grace: float
-    reduction: float
-    epochs: float  # of a whole trial
 
 
 class SweepTrial(tune.Trainable):
@@ -98,6 +91,7 @@ def run_trials(
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `_Ends` says what matters of it
     shutil.rmtree(sweep / SCRATCH, ignore_errors=True)
     search = _Search(trials, sweep, parent=parent, metric=metric)
     tuner = tune.Tuner(
@@ -116,6 +110,7 @@ def run_trials(
             stop=_Asked(stop),
             callbacks=[_Ends(trials, search, stop, ended)],
             failure_config=tune.FailureConfig(max_failures=_ACTOR_FAILURES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a run has its own
             verbose=0,
         ),
     )
@@ -184,7 +179,8 @@ class _Ends(tune.Callback):
         self._note(trial, result, outcome)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        result = {**self._results.get(trial.trial_id, {}), "reason": "its process was lost more often than that"}
+        said = str(trial.get_error() or "its process was lost").strip().splitlines()
+        result = {**self._results.get(trial.trial_id, {}), "reason": said[-1]}
         self._note(trial, result, "interrupted")
 
     def _note(self, trial: Any, result: Mapping[str, Any], outcome: str) -> None:

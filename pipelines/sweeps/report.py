@@ -115,7 +115,8 @@ def _panel(panel: Any, parameter: Parameter, trials: Trials, scores: Sequence[Po
         panel.errorbar(x, y, yerr=spread, color="C1", capsize=3, label="mean ± deviation over seeds")
     panel.set_xlabel(key)
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=8)
+    if there:
+        panel.legend(fontsize=8)
 
 
 def _places(parameter: Parameter, panel: Any) -> Callable[[Any], float]:

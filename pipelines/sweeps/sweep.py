@@ -60,6 +60,15 @@ class TuneConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    """Asynchronous successive halving (Li et al., 2018; arXiv 1810.05934) on the k-NN curve, by epochs."""
+
+    grace: float
+    reduction: float
+    epochs: float  # of a whole trial
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
     """A checked sweep.
 
@@ -105,6 +114,13 @@ class Sweep:
     def epochs(self) -> float:
         """Of a whole run."""
         return self.plan.total_steps / self.plan.schedule.steps_per_epoch
+
+    @property
+    def early(self) -> EarlyStopping | None:
+        """When its runs are stopped early; None: never."""
+        if not self.tune.stop_early:
+            return None
+        return EarlyStopping(grace=self.tune.grace, reduction=self.tune.reduction, epochs=self.epochs)
 
     def config_of(self, point: Point, seed: int, name: str, *, threads: int | None = None) -> dict[str, Any]:
         """All keys of a run.
