@@ -9,7 +9,7 @@ from typing import Any, cast
 from pipelines.config import check_key, typed
 from pipelines.plan import Plan, check_inputs, make_plan, probe_data, with_absolute_paths
 from pipelines.run_folder import RunFolder
-from pipelines.sweeps.proposals import Listed, Optuna, Proposals
+from pipelines.sweeps.learner import Optuna
 from pipelines.sweeps.report import TITLES
 from pipelines.sweeps.space import (
     Parameter,
@@ -143,12 +143,15 @@ class Sweep:
         def config_of(point: Point, seed: int, name: str) -> Mapping[str, Any]:
             return self.config_of(point, seed, name, threads=threads)
 
-        return Trials(self.folder, self._proposals(), num_points=self.num_points, seeds=self.seeds, config_of=config_of)
-
-    def _proposals(self) -> Proposals:
-        if self.points is None:
-            return Optuna(self.parameters, seed=self.plan.config.seed)
-        return Listed(self.points)
+        learner = Optuna(self.parameters, seed=self.plan.config.seed) if self.points is None else None
+        return Trials(
+            self.folder,
+            self.points or (),
+            learner=learner,
+            num_points=self.num_points,
+            seeds=self.seeds,
+            config_of=config_of,
+        )
 
     def check(self) -> None:
         """Look at what it names, as `pretrain` does, and plan a run at every point; raises UserError."""

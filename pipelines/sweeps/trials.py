@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
 
-from pipelines.sweeps.proposals import Proposals
+from pipelines.sweeps.learner import Optuna
 from pipelines.sweeps.space import Point, trial_name
 from ssl_core.errors import UserError
 from ssl_core.storage.local import publish_bytes
@@ -74,32 +74,34 @@ class Trials:
 
     Args:
         folder: the sweep's.
-        proposals: where points come from.
-        num_points: at most so many.
+        points: those that are known beforehand.
+        learner: proposes more.
+        num_points: in all; what earlier commands tried is among them.
         seeds: of the runs of each point.
         config_of: all keys of a run, given its point, seed and name.
 
-    Points that are known from an earlier command come first. Every point that is known has its first run before one has
-    its second.
+    Every point that is known has its first run before one has its second.
     """
 
     def __init__(
         self,
         folder: Path,
-        proposals: Proposals,
+        points: Sequence[Point],
         *,
+        learner: Optuna | None = None,
         num_points: int,
         seeds: Sequence[int],
         config_of: Callable[[Point, int, str], Mapping[str, Any]],
     ) -> None:
-        self._folder, self._proposals, self._num_points = folder, proposals, num_points
+        self._folder, self._learner = folder, learner
         self._seeds, self._config_of = seeds, config_of
-        self.records = {record.name: record for record in self._read()}
-        self.points: list[Point] = []
         self._given: set[str] = set()
+        self.records = {record.name: record for record in self._read()}
+        self.points = list(points)
         for record in self.records.values():
             if record.point not in self.points:
                 self.points.append(record.point)
+        self._num_points = max(num_points, len(self.points))
         for point in self.points:
             self._tell_if_over(point)
 
@@ -136,12 +138,13 @@ class Trials:
         return self.expected - sum(one.outcome is not None and one.seed in self._seeds for one in self.records.values())
 
     def _ask(self) -> bool:
-        if len(self.points) >= self._num_points or (point := self._proposals.ask()) is None:
+        if self._learner is None or len(self.points) >= self._num_points:
             return False
+        point = self._learner.ask()
         if point not in self.points:
             self.points.append(point)
         else:
-            self._num_points -= 1  # proposed again: it is known
+            self._num_points -= 1  # nothing new to try there
         return True
 
     def _record(self, point: Point, seed: int, name: str) -> TrialRecord:
@@ -155,10 +158,12 @@ class Trials:
         return record
 
     def _tell_if_over(self, point: Point) -> None:
+        if self._learner is None:
+            return
         there = [one for one in self.of(point) if one.seed in self._seeds]
         if len(there) == len(self._seeds) and all(one.outcome is not None for one in there):
             scores = [one.score for one in there if one.score is not None and one.outcome != "failed"]
-            self._proposals.tell(point, mean(scores) if scores else None)
+            self._learner.tell(point, mean(scores) if scores else None)
 
     def _read(self) -> list[TrialRecord]:
         found = [(path.stat().st_mtime, read_trial(path.parent)) for path in self._folder.glob(f"*/{TRIAL_FILE}")]

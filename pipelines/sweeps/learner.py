@@ -1,35 +1,9 @@
-"""Who says which points are tried: a list that is known beforehand, or Optuna, which learns from what came out."""
+"""A search that learns: Optuna, told what points came to, says which one to try next."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from pipelines.sweeps.space import Parameter, Point
-
-
-class Proposals(Protocol):
-    """A search."""
-
-    def ask(self) -> Point | None:
-        """The next point; None where there are no more."""
-        ...
-
-    def tell(self, point: Point, score: float | None) -> None:
-        """What a point came to, the higher the better; None where nothing did."""
-        ...
-
-
-class Listed:
-    """Points that do not depend on what comes out."""
-
-    def __init__(self, points: Sequence[Point]) -> None:
-        self._points = list(points)
-
-    def ask(self) -> Point | None:
-        """The next of the list."""
-        return self._points.pop(0) if self._points else None
-
-    def tell(self, point: Point, score: float | None) -> None:
-        """Nothing is learned from it."""
 
 
 class Optuna:
