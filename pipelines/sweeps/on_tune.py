@@ -98,7 +98,7 @@ def run_trials(
         tune.with_resources(SweepTrial, tune.PlacementGroupFactory([_here()])),
         tune_config=tune.TuneConfig(
             search_alg=search,
-            scheduler=None if early is None else _scheduler(early, trials),
+            scheduler=None if early is None else early_stopping(early, trials),
             num_samples=-1,
             max_concurrent_trials=concurrent,
             trial_name_creator=_name,
@@ -214,8 +214,8 @@ class _Asked(tune.Stopper):
         return self._stop.asked
 
 
-def _scheduler(early: EarlyStopping, trials: Trials) -> AsyncHyperBandScheduler:
-    """It knows the curves of the trials that ended in earlier commands."""
+def early_stopping(early: EarlyStopping, trials: Trials) -> AsyncHyperBandScheduler:
+    """A scheduler that knows the curves of the trials that ended in earlier commands."""
     scheduler = AsyncHyperBandScheduler(
         time_attr="epoch",
         metric=CURVE,

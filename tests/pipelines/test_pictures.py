@@ -6,7 +6,6 @@ from typing import Any
 import cv2
 import pytest
 
-from pipelines import pack
 from pipelines.config import compose
 from pipelines.pictures import draw
 from pipelines.plan import Plan, make_plan
@@ -20,13 +19,6 @@ MAE = [
     "model.arguments={patch_size: 4, depth: 1, num_heads: 2, embed_dim: 32, global_pool: avg, fc_norm: false}",
 ]
 SIMCLR = ["method=simclr", "model=resnet_micro", "model.arguments.channels=[8,8,16,16]", "method.projector=[16,8]"]
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    pack.main(["source=digits", f"output={folder}"])
-    return folder
 
 
 def trained(folder: Path, *words: str) -> Plan:
