@@ -9,9 +9,15 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any, cast
 
 from pipelines.heartbeat import Kind, LastWords
-from ssl_core.errors import Resumable, UserError, WorkerLost
+from ssl_core.errors import NonFiniteLoss, Resumable, UserError, WorkerLost
 
-_WEIGHT: Sequence[Kind] = ("code", "user", "resumable", "lost")  # the first of them that any worker said counts
+_WEIGHT: Sequence[Kind] = (
+    "code",
+    "user",
+    "diverged",
+    "resumable",
+    "lost",
+)  # the first of them that any worker said counts
 _REASONS = {  # what Ray says of a lost worker → what it means
     "running low on memory": "its node ran out of memory, and Ray killed it",
     "node has died": "its node is gone",
@@ -70,6 +76,8 @@ def _kind(error: BaseException) -> Kind:
         return "lost"
     if isinstance(error, RuntimeError) and "gloo/transport" in str(error):
         return "lost"
+    if isinstance(error, NonFiniteLoss):
+        return "diverged"
     return "user" if isinstance(error, UserError) else "resumable" if isinstance(error, Resumable) else "code"
 
 
@@ -78,7 +86,8 @@ def _spoken(words: LastWords) -> Exception:
         return WorkerFailed(words.said)
     if words.kind == "lost":
         return WorkerLost(f"worker {words.rank}: {words.said}")
-    return UserError(words.said) if words.kind == "user" else Resumable(words.said)
+    known = {"user": UserError, "diverged": NonFiniteLoss, "resumable": Resumable}
+    return known[words.kind](words.said)
 
 
 def _before_the_workers_ran(error: BaseException) -> Exception:

@@ -45,6 +45,8 @@ def read_finished_run(folder: Path) -> FinishedRun:
         raise UserError(
             f"run {folder} is not finished ({record.state}): give its pretrain command again, that continues it"
         )
+    if "sweep" in record.identity:
+        raise UserError(f"{folder} is a sweep: register one of its runs, {folder}/<run>, or the winner trained in full")
     if not (folder / EXPORT / "checksums.json").is_file():
         raise UserError(f"run {folder} has no exported encoder in {EXPORT}/: give its pretrain command again")
     return FinishedRun(

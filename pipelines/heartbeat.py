@@ -23,8 +23,9 @@ _LAST_STEPS = 20
 Answer = Literal["go", "stop", "leave"]
 """To a beat: go on, stop after this step, or end at once, since a later attempt has taken over."""
 
-Kind = Literal["code", "user", "resumable", "lost"]
-"""Why a worker ended early: an error in code, one that the user can mend, a resumable stop, a peer that went away."""
+Kind = Literal["code", "user", "diverged", "resumable", "lost"]
+"""Why a worker ended early: an error in code, one that the user can mend, a loss that is not finite, a stop that can be
+continued, a peer that went away."""
 
 
 @dataclass(frozen=True, kw_only=True)

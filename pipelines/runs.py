@@ -47,9 +47,12 @@ def main(overrides: list[str]) -> None:
     width = max(len(record.name) for _, record in records)
     say(f"{'name':<{width}}  {'state':<12}{'steps':>15}  {'attempts':>8}  next")
     for path, record in records:
-        done, total = _steps_done(path, record), record.identity["train"]["steps"]
-        following = {"finished": "register or probe it"}.get(record.state, "the same pretrain command continues it")
-        state, steps = _state(path, record), f"{done}/{total}"
+        sweep = "sweep" in record.identity
+        steps = "a sweep" if sweep else f"{_steps_done(path, record)}/{record.identity['train']['steps']}"
+        done = f"its runs: storage={path}" if sweep else "register or probe it"
+        command = "tune" if sweep else "pretrain"
+        following = done if record.state == "finished" else f"the same {command} command continues it"
+        state = _state(path, record)
         say(f"{record.name:<{width}}  {state:<12}{steps:>15}  {record.attempts:>8}  {following}")
 
 

@@ -11,3 +11,7 @@ class Resumable(RuntimeError):
 
 class WorkerLost(Resumable):
     """A worker of the attempt is gone or hangs: another attempt may do what this one could not."""
+
+
+class NonFiniteLoss(Resumable):
+    """The loss or its gradient is not finite; nothing of the step was committed, and the same values meet it again."""

@@ -14,7 +14,7 @@ from pipelines.pretraining import carry_out, prepare
 from pipelines.run_folder import RunFolder
 from pipelines.stop_signals import StopSignals
 from pipelines.sweeps.trials import CURVE, read_trial
-from ssl_core.errors import Resumable, UserError
+from ssl_core.errors import NonFiniteLoss, Resumable, UserError
 from ssl_core.probe.report import PRETRAINED
 
 _LOOK_SECONDS = 0.5
@@ -77,6 +77,8 @@ class TrialRun:
                 with self._run.locked():
                     carry_out(self._run, self._plan, self._stop, prepare(self._run, self._plan), parent=self._parent)
             self._end = {"outcome": "finished"}
+        except NonFiniteLoss as error:
+            self._end = {"outcome": "failed", "reason": str(error)}
         except Resumable as error:
             self._end = {"outcome": "interrupted", "reason": str(error)}
         except Exception as error:  # noqa: BLE001 (a trial that fails is one of the sweep's results)

@@ -12,7 +12,7 @@ from torch import nn
 from ssl_core.collectives import Collectives
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.quarantine import Quarantine
-from ssl_core.errors import Resumable, UserError
+from ssl_core.errors import NonFiniteLoss, Resumable, UserError
 from ssl_core.train.checkpoint import Checkpoint, CheckpointStore
 from ssl_core.train.context import RunContext
 from ssl_core.train.health import CollapseWatch, measure
@@ -35,10 +35,6 @@ def writable(folder: Path) -> Generator[None]:
         yield
     except OSError as error:
         raise Resumable(f"cannot write to the run's folder {folder} ({error}): the same command tries again") from error
-
-
-class NonFiniteLoss(Resumable):
-    """The loss or its gradient is not finite; nothing of the step was committed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, Wo
 
 from pipelines.failures import WorkerFailed, last_words, meaning
 from pipelines.heartbeat import LastWords
-from ssl_core.errors import Resumable, UserError, WorkerLost
+from ssl_core.errors import NonFiniteLoss, Resumable, UserError, WorkerLost
 
 WHERE = {1: " (node ab, pid 7)"}
 
@@ -33,7 +33,8 @@ def group_error(failures: dict[int, Exception]) -> WorkerGroupError:
     [
         (WorkerLost("gone"), "lost"),
         (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer"), "lost"),
-        (Resumable("not finite"), "resumable"),
+        (Resumable("full"), "resumable"),
+        (NonFiniteLoss("not finite"), "diverged"),
         (UserError("wrong"), "user"),
         (RuntimeError("shapes do not fit"), "code"),
         (KeyError("x"), "code"),
@@ -53,7 +54,13 @@ def test_a_lost_connection_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"), [(KeyError("x"), WorkerFailed), (UserError("wrong"), UserError), (Resumable("nan"), Resumable)]
+    ("error", "kind"),
+    [
+        (KeyError("x"), WorkerFailed),
+        (UserError("wrong"), UserError),
+        (NonFiniteLoss("nan"), NonFiniteLoss),
+        (Resumable("full"), Resumable),
+    ],
 )
 def test_who_raised_by_itself_counts_more_than_who_lost_it(error: Exception, kind: type[Exception]) -> None:
     errors = [WorkerLost("lost"), error, WorkerLost("lost")]

@@ -10,12 +10,11 @@ from tiny_engine import NUM_SAMPLES, TOTAL_STEPS, Linear, Noise, make_engine
 from torch import nn
 
 from ssl_core.data.quarantine import Quarantine
-from ssl_core.errors import Resumable
+from ssl_core.errors import NonFiniteLoss, Resumable
 from ssl_core.methods.base import StepInfo
 from ssl_core.train import loop, saver
 from ssl_core.train.checkpoint import CheckpointStore
 from ssl_core.train.context import STOP_FILE
-from ssl_core.train.loop import NonFiniteLoss
 from ssl_core.train.records import join_parts
 from ssl_core.train.saver import SaveConfig
 

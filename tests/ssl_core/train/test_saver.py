@@ -14,12 +14,11 @@ from tiny_engine import TOTAL_STEPS, Engine, Linear, make_engine
 from torch import nn
 
 from cluster.object_store import ObjectStore
-from ssl_core.errors import Resumable, UserError
+from ssl_core.errors import NonFiniteLoss, Resumable, UserError
 from ssl_core.methods.base import StepInfo
 from ssl_core.storage.s3 import S3Location
 from ssl_core.train import saver
 from ssl_core.train.checkpoint import CheckpointStore, SupersededError
-from ssl_core.train.loop import NonFiniteLoss
 from ssl_core.train.records import join_parts, part_path, read_part
 from ssl_core.train.saver import SaveConfig
 from tests.faulty_proxy import faulty_proxy
