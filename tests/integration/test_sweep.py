@@ -50,7 +50,7 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_finished_runs_are_not_r
     assert outcomes == {
         "base_rate-0.1-seed-0": "finished",
         "base_rate-0.3-seed-0": "finished",
-        "base_rate-1e_30-seed-0": "failed",
+        "base_rate-1e+30-seed-0": "failed",
     }
     assert "base_rate-1e+30-seed-0: failed: " in second.stdout
     assert "pipelines.pretrain" in second.stdout
