@@ -6,7 +6,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +15,7 @@ TINY = ["model=resnet_micro", "model.image_size=16", "model.in_chans=1", "train.
 SWEEP = """
 search: grid
 parameters:
-  optim.base_rate: {values: [0.1, 1.0e+30, 0.3]}
+  optim.base_rate: {values: [0.1, 1.0e+30]}
 """
 
 
@@ -33,7 +32,7 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_finished_runs_are_not_r
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert first.stdout is not None
     for line in first.stdout:
-        if line.startswith("1 of 3"):
+        if line.startswith("1 of 2"):
             break
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
@@ -42,22 +41,18 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_finished_runs_are_not_r
 
     second = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "2 run(s) to do, 1 at a time" in second.stdout
+    assert "1 run(s) to do, 1 at a time" in second.stdout
     assert before == ((done / "run.json").read_bytes(), (done / "run.json").stat().st_mtime_ns)
     outcomes = {
         path.parent.name: json.loads(path.read_text())["outcome"] for path in sorted(folder.glob("*/trial.json"))
     }
-    assert outcomes == {
-        "base_rate-0.1-seed-0": "finished",
-        "base_rate-0.3-seed-0": "finished",
-        "base_rate-1e+30-seed-0": "failed",
-    }
+    assert outcomes == {"base_rate-0.1-seed-0": "finished", "base_rate-1e+30-seed-0": "failed"}
     assert "base_rate-1e+30-seed-0: failed: " in second.stdout
     assert "pipelines.pretrain" in second.stdout
 
     summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["state"], summary["workers"], summary["steps"]) == ("finished", 1, 24)
-    assert summary["winner"]["point"]["optim.base_rate"] in (0.1, 0.3)
+    assert (summary["state"], summary["workers"], summary["steps"]) == ("finished", 1, 12)
+    assert summary["winner"]["point"] == {"optim.base_rate": 0.1}
     assert (folder / "sweep.png").stat().st_size > 1000
     with closing(sqlite3.connect(tmp_path / "runs/mlflow.db")) as database:
         runs = dict(database.execute("select name, status from runs"))
@@ -65,11 +60,9 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_finished_runs_are_not_r
         parent = database.execute("select run_uuid from runs where name = 'rates'").fetchall()
     assert runs["rates"] == "FINISHED"
     assert "RUNNING" not in runs.values()
-    assert len(runs) == 4
+    assert len(runs) == 3
     assert [(one,) for one in set(parents)] == parent
     assert not (folder / ".tune").exists()
 
-    started = time.monotonic()
     again = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert "is finished" in again.stdout
-    assert time.monotonic() - started < 60
