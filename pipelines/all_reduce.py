@@ -1,0 +1,124 @@
+"""A sum over the workers, as every step makes one: through Ray Train, with gloo or NCCL, checked and timed.
+
+What can be wrong between nodes (a port that is shut, another network interface, a GPU that does not answer) shows here
+in a minute instead of in the first step.
+"""
+
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any, cast
+
+from pipelines.attempt import ray_trainer
+from pipelines.cluster_room import Resource
+from ssl_core.errors import UserError
+
+SUM_BYTES = 25 << 20  # what the gradients of a step are summed in (ssl_core.train.gradients)
+_REPEATS, _SHORT_REPEATS = 5, 50
+_GROUP_SECONDS = 60.0  # for the workers to find each other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summing:
+    """What sums over the workers took; `wrong` are ranks that saw another sum than they should have."""
+
+    workers: int
+    backend: str
+    devices: tuple[str, ...]  # by rank: node and device
+    wrong: tuple[int, ...]
+    latency_seconds: float  # of one number
+    seconds: float  # of SUM_BYTES
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Of a worker's gradient that is summed in a second (the algorithm's bandwidth, not the bus's)."""
+        return SUM_BYTES / self.seconds
+
+
+def sum_on_workers(*, workers: int, need: Resource, patience_seconds: float) -> Summing:
+    """Start so many workers on a Ray that is started, and let them sum.
+
+    Raises:
+        UserError: it was not done in time, or something raised; says what.
+    """
+    outcome: dict[str, Any] = {}
+
+    def fit(folder: str) -> None:
+        try:
+            trainer = ray_trainer(
+                sum_here,
+                {},
+                workers=workers,
+                need=need,
+                name="preflight",
+                storage=folder,
+                group_seconds=_GROUP_SECONDS,
+            )
+            outcome["result"] = trainer.fit().return_value
+        except BaseException as error:  # noqa: BLE001 (said in the other thread)
+            outcome["error"] = error
+
+    # only Ray Train's controller looks at the folder, which is on this node
+    with tempfile.TemporaryDirectory(prefix="preflight-", ignore_cleanup_errors=True) as folder:
+        thread = threading.Thread(target=fit, args=(folder,), daemon=True)
+        thread.start()
+        thread.join(patience_seconds)
+    if "result" in outcome:
+        return Summing(**outcome["result"])
+    if "error" in outcome:
+        raise UserError(f"{workers} worker(s) could not sum ({_reason(outcome['error'])}): {_HINT}")
+    raise UserError(f"{workers} worker(s) did not end a sum within {patience_seconds:.0f} s: {_HINT}")
+
+
+_HINT = "may nodes open any port to each other? GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names the network interface"
+
+
+def sum_here(job: dict[str, Any]) -> dict[str, Any]:
+    """What each worker does; the fields of `Summing`."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from ssl_core.collectives import Collectives
+
+    del job
+    context = ray.train.get_context()
+    collectives = Collectives(rank=context.get_world_rank(), world=context.get_world_size())
+    device = ray.train.torch.get_device()
+
+    def timed(call: Callable[[], Any]) -> float:
+        began = perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return perf_counter() - began
+
+    pattern = torch.arange(SUM_BYTES // 4, device=device).remainder_(1000).float()
+    x = pattern * (collectives.rank + 1)
+    collectives.sum_(x)
+    right = torch.equal(x, pattern * (collectives.world * (collectives.world + 1) // 2))  # small whole numbers: exact
+    one = torch.zeros(1, device=device)
+    latency = median(timed(lambda: collectives.sum_(one)) for _ in range(_SHORT_REPEATS))
+    x.zero_()
+    seconds = median(timed(lambda: collectives.sum_(x)) for _ in range(_REPEATS))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    address = cast(Any, ray).util.get_node_ip_address()
+    told = collectives.gather_objects((f"{address} {name}", right, latency, seconds))
+    return {
+        "workers": collectives.world,
+        "backend": "nccl" if device.type == "cuda" else "gloo",
+        "devices": tuple(device for device, _, _, _ in told),
+        "wrong": tuple(rank for rank, (_, right, _, _) in enumerate(told) if not right),
+        "latency_seconds": max(latency for _, _, latency, _ in told),
+        "seconds": max(seconds for _, _, _, seconds in told),
+    }
+
+
+def _reason(error: BaseException) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    said = next(iter(failures.values()), getattr(error, "controller_failure", None)) or error
+    lines = str(said).strip().splitlines() or [type(said).__name__]
+    return lines[-1].strip()[:300]
