@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files as resources
 from importlib.resources.abc import Traversable
@@ -62,7 +61,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-@cache
 def _source_digest() -> str:
     """sha256 of the modules and the configuration."""
     digest = hashlib.sha256()

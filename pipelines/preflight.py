@@ -57,7 +57,7 @@ class Checks:
         if answer.error is not None:
             self.failed.append(name)
             said = " ".join(answer.error.split())
-        self._say(f"{'ok' if answer.error is None else 'FAILED':6}  {name:20} {masked(str(said))}")
+        self._say(f"{'ok' if answer.error is None else 'FAILED':6}  {name:21} {masked(str(said))}")
         return answer.value
 
     def summary(self) -> str:

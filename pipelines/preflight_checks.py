@@ -1,5 +1,6 @@
 """The checks of `preflight`, in their order: what this machine can tell, then what Ray is needed for."""
 
+import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -194,20 +195,20 @@ def _tracking(config: PretrainConfig) -> tuple[str, str]:
 def _ray(config: PretrainConfig) -> tuple[list[Node], str]:
     from pipelines.ray_context import start_ray
 
-    _knock(config.ray.address)
+    knock(config.ray.address or os.environ.get("RAY_ADDRESS"))
     start_ray(config.ray.address, workers=worker_bounds(config.train)[1])
     nodes = nodes_for_workers()
     return nodes, f"{len(nodes)} node(s): {', '.join(node.address for node in nodes[:8])}{'…' if nodes[8:] else ''}"
 
 
-def _knock(address: str | None) -> None:
-    """Ray itself tries for a minute, and then ends the process."""
+def knock(address: str | None) -> None:
+    """Raises UserError where nothing listens: Ray itself tries for a minute, and then ends the process."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
         try:
             socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
         except OSError as error:
-            raise UserError(f"nothing answers at ray.address={address} ({error}): is the cluster up?") from error
+            raise UserError(f"nothing answers at the Ray address {address} ({error}): is the cluster up?") from error
 
 
 def _workers(config: PretrainConfig, nodes: Sequence[Node]) -> tuple[Resource, int, str]:

@@ -26,10 +26,12 @@ def main(overrides: list[str]) -> None:
 def _pretrain(overrides: list[str], stop: StopSignals) -> None:
     values = compose("pretrain", overrides)
 
+    from pipelines.mlflow_connection import without_password
     from pipelines.plan import check_inputs, make_plan, with_absolute_paths
     from pipelines.run_folder import RunFolder
 
-    values = with_absolute_paths(values)
+    tracker = values["tracking"]["uri"]
+    values = without_password(with_absolute_paths(values))
     plan = make_plan(values)
     config = plan.config
     name = config.name or f"{config.method['name']}-{config.model.name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -46,7 +48,7 @@ def _pretrain(overrides: list[str], stop: StopSignals) -> None:
         say(estimate(plan))
         return
     with run.locked():
-        _carry_out(run, plan, stop)
+        _carry_out(run, plan, stop, tracker)
 
 
 def start_line(plan: Any) -> str:
@@ -93,12 +95,13 @@ def bf16_is_fast() -> bool:
     return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _carry_out(run: Any, plan: Any, stop: StopSignals) -> None:
-    from pipelines.mlflow_connection import check_reachable, tracking_uri
+def _carry_out(run: Any, plan: Any, stop: StopSignals, named_uri: str | None) -> None:
+    """Args: named_uri is `tracking.uri` with its password, which the plan and the record do not have."""
+    from pipelines.mlflow_connection import check_reachable, masked, tracking_uri
 
     config = plan.config
-    uri = tracking_uri(config.tracking.uri, config.storage)
-    new = run.record.mlflow_run is None or run.record.tracking_uri != uri
+    uri = tracking_uri(named_uri, config.storage)
+    new = run.record.mlflow_run is None or run.record.tracking_uri != masked(uri)
     if new:
         check_reachable(uri)
     if run.record.state == "new":
@@ -115,7 +118,7 @@ def _carry_out(run: Any, plan: Any, stop: StopSignals) -> None:
         run_folder=run.path,
         run_id=None if new else run.record.mlflow_run,
     )
-    run.update(mlflow_run=tracker.run_id, tracking_uri=uri)
+    run.update(mlflow_run=tracker.run_id, tracking_uri=masked(uri))
     tracker.log_params({**run.record.config, "lanes": plan.lanes.count, "total_steps": plan.total_steps})
     tracker.set_tags(
         {"manifest": plan.train_data.digest, "method": config.method["name"], "run_folder": run.record.name}

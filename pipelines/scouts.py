@@ -6,7 +6,7 @@ It takes a process and none of Ray's CPUs. A node that does not answer in time i
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from pipelines.cluster_room import Resource
@@ -25,7 +25,7 @@ class Node:
 
     node_id: str
     address: str
-    resources: Mapping[str, float]
+    resources: Mapping[str, float] = field(compare=False)
 
     def __str__(self) -> str:
         return f"node {self.address} ({self.node_id[:8]})"
