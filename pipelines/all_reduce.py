@@ -69,11 +69,14 @@ def sum_on_workers(*, workers: int, need: Resource, patience_seconds: float) -> 
     if "result" in outcome:
         return Summing(**outcome["result"])
     if "error" in outcome:
-        raise UserError(f"{workers} worker(s) could not sum ({_reason(outcome['error'])}): {_HINT}")
+        reason = _reason(outcome["error"])
+        raise UserError(f"{workers} worker(s) could not sum ({reason}): {_INSTALL if 'Module' in reason else _HINT}")
     raise UserError(f"{workers} worker(s) did not end a sum within {patience_seconds:.0f} s: {_HINT}")
 
 
 _HINT = "may nodes open any port to each other? GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names the network interface"
+
+_INSTALL = "install this version of ssl-pipelines on all nodes"
 
 
 def sum_here(job: dict[str, Any]) -> dict[str, Any]:

@@ -15,13 +15,15 @@ Found = Sequence[tuple[Node, Mapping[str, Answer]]]
 """Nodes that answered, with what they said."""
 
 _MOST_SECONDS_OFF = 1.0  # clocks that are kept are right to some milliseconds
+_NOBODY = "no node answered"
 _NAMED = 3  # nodes that a message names
 _SHARED_MEMORY_BYTES = 1 << 30  # for NCCL between GPUs of one node; containers have 64 MB unless told
 
 
 def nodes_answer(found: Found, silent: Mapping[Node, str]) -> str:
     """All nodes do."""
-    _refuse_any([f"{node} does not answer: {why}" for node, why in silent.items()], "take it out or mend it")
+    remedy = "is this version of ssl-pipelines installed there, and is the node well?"
+    _refuse_any([f"{node} does not answer: {why}" for node, why in silent.items()], remedy)
     return f"{_count(found)} on which workers may be placed answer(s)"
 
 
@@ -40,6 +42,8 @@ def same_versions(found: Found, here: Mapping[str, str]) -> str:
 
 def clocks_agree(offsets: Sequence[tuple[Node, Offset]]) -> str:
     """Every clock is this machine's, as exactly as the round trip to it can tell."""
+    if not offsets:
+        raise UserError(_NOBODY)
     wrong = [
         f"the clock of {node} is {offset.seconds:+.1f} s off (± {offset.bound:.3f} s)"
         for node, offset in offsets
@@ -48,8 +52,6 @@ def clocks_agree(offsets: Sequence[tuple[Node, Offset]]) -> str:
     _refuse_any(
         wrong, "let NTP or chrony set it: stores refuse requests of another time, and times in metrics are wrong"
     )
-    if not offsets:
-        return "no node answered"
     off = max(abs(offset.seconds) for _, offset in offsets)
     bound = max(offset.bound for _, offset in offsets)
     return f"within {1000 * off:.1f} ms of this machine's (known to ± {1000 * bound:.1f} ms)"
@@ -70,17 +72,14 @@ def tracking_is_reached(found: Found) -> str:
 def data_is_read(found: Found) -> str:
     """A shard of each data set was read on every node, with the right checksum."""
     fetched = [cast(Fetched, value) for _, value in values(found, "data")]
-    rates = [one.num_bytes / max(one.seconds, 1e-9) for one in fetched]
-    slowest = f", {min(rates) / 1e6:,.0f} MB/s on the slowest" if rates else ""
-    return f"a shard of each data set has its checksum on {_count(found)}{slowest}"
+    slowest = min(one.num_bytes / max(one.seconds, 1e-9) for one in fetched)
+    return f"a shard of each data set has its checksum on {_count(found)}, {slowest / 1e6:,.0f} MB/s on the slowest"
 
 
 def store_works(found: Found) -> str:
     """Every node writes, reads and removes where checkpoints go."""
     seconds = [float(took) for _, took in values(found, "checkpoints")]
-    return (
-        f"write, read, conditional put, list and delete on {_count(found)}, in {max(seconds, default=0):.2f} s at most"
-    )
+    return f"write, read, conditional put, list and delete on {_count(found)}, in {max(seconds):.2f} s at most"
 
 
 def disk_suffices(found: Found) -> str:
@@ -93,9 +92,7 @@ def disk_suffices(found: Found) -> str:
                 wrong.append(f"{node}: {' and '.join(space.what)} in {space.folder} may take {needed}, {free} are free")
     _refuse_any(wrong, "free some, lower data.cache_gb or train.keep_checkpoints, or name another folder")
     spaces = [space for _, those in values(found, "disk") for space in cast(list[Space], those)]
-    least = min(spaces, key=lambda space: space.free_bytes - space.needed_bytes, default=None)
-    if least is None:
-        return "nothing is needed"
+    least = min(spaces, key=lambda space: space.free_bytes - space.needed_bytes)
     needed, free = least.needed_bytes / 1e9, least.free_bytes / 1e9
     return f"{' and '.join(least.what)} may take {needed:,.3g} GB, at least {free:,.3g} GB are free ({least.folder})"
 
@@ -201,7 +198,9 @@ def node_table(found: Found, offsets: Sequence[tuple[Node, Offset]]) -> str:
 
 
 def values(found: Found, name: str) -> list[tuple[Node, Any]]:
-    """What the nodes answered to a question; raises UserError where some could not."""
+    """What the nodes answered to a question; raises UserError where some could not, or no node answered at all."""
+    if not found:
+        raise UserError(_NOBODY)
     _refuse_any([f"{node}: {said[name].error}" for node, said in found if said[name].error is not None])
     return [(node, said[name].value) for node, said in found]
 

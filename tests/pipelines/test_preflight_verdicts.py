@@ -33,7 +33,9 @@ def gpus(node: Node, count: int, kind: str) -> Node:
 
 def test_a_silent_node_is_named() -> None:
     assert verdicts.nodes_answer(found("x", 1, 2), {}).startswith("2 node(s)")
-    with pytest.raises(UserError, match=r"node 10.0.0.2 \(bbbbbbbb\) does not answer: no answer within 180 s: take it"):
+    with pytest.raises(
+        UserError, match=r"node 10.0.0.2 \(bbbbbbbb\) does not answer: no answer within 180 s: is this version"
+    ):
         verdicts.nodes_answer(found("x", 1, 2)[:1], {THERE: "no answer within 180 s"})
 
 
@@ -64,6 +66,14 @@ def test_what_a_node_could_not_do_is_said_with_its_name(name: str, judge: Callab
     with pytest.raises(UserError, match=r"^node 10.0.0.2 \(bbbbbbbb\): it does not work$"):
         judge(found(name, GOOD.get(name), Answer(error="it does not work")))
     assert "2 node(s)" in judge(found(name, GOOD.get(name), GOOD.get(name))) or name == "disk"
+
+
+@pytest.mark.parametrize("judge", [verdicts.storage_is_shared, verdicts.data_is_read, verdicts.disk_suffices])
+def test_nobody_is_not_everybody(judge: Callable[[verdicts.Found], str]) -> None:
+    with pytest.raises(UserError, match="no node answered"):
+        judge([])
+    with pytest.raises(UserError, match="no node answered"):
+        verdicts.clocks_agree([])
 
 
 GOOD = {"data": Fetched(num_bytes=10**7, seconds=0.1), "checkpoints": 0.2, "disk": [space(10)]}
