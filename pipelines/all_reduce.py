@@ -6,15 +6,19 @@ in a minute instead of in the first step.
 
 import tempfile
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pipelines.attempt import ray_trainer
 from pipelines.cluster_room import Resource
 from ssl_core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ssl_core.collectives import Collectives
 
 SUM_BYTES = 25 << 20  # what the gradients of a step are summed in (ssl_core.train.gradients)
 _REPEATS, _SHORT_REPEATS = 5, 50
@@ -70,7 +74,9 @@ def sum_on_workers(*, workers: int, need: Resource, patience_seconds: float) -> 
         return Summing(**outcome["result"])
     if "error" in outcome:
         reason = _reason(outcome["error"])
-        raise UserError(f"{workers} worker(s) could not sum ({reason}): {_INSTALL if 'Module' in reason else _HINT}")
+        raise UserError(
+            f"{workers} worker(s) could not sum ({reason}): {_INSTALL if 'No module named' in reason else _HINT}"
+        )
     raise UserError(f"{workers} worker(s) did not end a sum within {patience_seconds:.0f} s: {_HINT}")
 
 
@@ -83,18 +89,22 @@ def sum_here(job: dict[str, Any]) -> dict[str, Any]:
     """What each worker does; the fields of `Summing`."""
     import ray.train
     import ray.train.torch
-    import torch
 
     from ssl_core.collectives import Collectives
 
     del job
     context = ray.train.get_context()
     collectives = Collectives(rank=context.get_world_rank(), world=context.get_world_size())
-    device = ray.train.torch.get_device()
+    return summing(collectives, ray.train.torch.get_device(), address=cast(Any, ray).util.get_node_ip_address())
 
-    def timed(call: Callable[[], Any]) -> float:
+
+def summing(collectives: "Collectives", device: "torch.device", *, address: str) -> dict[str, Any]:
+    """Sum, compare, and take the time, as one of the workers; the fields of `Summing` of all of them."""
+    import torch
+
+    def timed(x: torch.Tensor) -> float:
         began = perf_counter()
-        call()
+        collectives.sum_(x)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return perf_counter() - began
@@ -102,13 +112,12 @@ def sum_here(job: dict[str, Any]) -> dict[str, Any]:
     pattern = torch.arange(SUM_BYTES // 4, device=device).remainder_(1000).float()
     x = pattern * (collectives.rank + 1)
     collectives.sum_(x)
-    right = torch.equal(x, pattern * (collectives.world * (collectives.world + 1) // 2))  # small whole numbers: exact
+    right = torch.equal(x, pattern * (collectives.world * (collectives.world + 1) // 2))  # whole numbers: exact
     one = torch.zeros(1, device=device)
-    latency = median(timed(lambda: collectives.sum_(one)) for _ in range(_SHORT_REPEATS))
+    latency = median(timed(one) for _ in range(_SHORT_REPEATS))
     x.zero_()
-    seconds = median(timed(lambda: collectives.sum_(x)) for _ in range(_REPEATS))
+    seconds = median(timed(x) for _ in range(_REPEATS))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    address = cast(Any, ray).util.get_node_ip_address()
     told = collectives.gather_objects((f"{address} {name}", right, latency, seconds))
     return {
         "workers": collectives.world,
