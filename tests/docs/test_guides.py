@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "my-bucket"
 SMALL = [
     *("train.steps=4", "train.epochs=1", "train.global_batch=64", "train.threads=1", "probe.every=null"),
-    *("model.arguments.channels=[8,8,16,16]", "data.lanes=4"),
+    *("model.arguments.channels=[8,8,16,16]", "model.image_size=16", "data.lanes=4"),
 ]
 PATIENCE_SECONDS = 400
 
@@ -75,7 +75,7 @@ def images(folder: Path, count: int, *, first: int = 0, classes: bool = True) ->
 
 
 def photos(folder: Path) -> None:
-    images(folder / "photos", 300)
+    images(folder / "photos", 200)
 
 
 def nothing(folder: Path) -> None:
@@ -142,7 +142,7 @@ def watch(process: "subprocess.Popen[bytes]", said: Said) -> None:
         for pid, command in family.items():
             if "gcs_server" in command or "raylet/raylet" in command:
                 said.environments |= set(variables(pid))
-        time.sleep(0.3)
+        time.sleep(1.0)
 
 
 def variables(pid: int) -> Iterator[bytes]:
