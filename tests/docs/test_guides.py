@@ -8,11 +8,13 @@ import base64
 import os
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -230,13 +232,10 @@ def test_images_in_s3_and_no_secret_is_left(
     assert "registered models:/photos/1: champion" in said.texts[2]
 
     del secrets["MLFLOW_TRACKING_USERNAME"]
-    pairs = [f"{USER}:{PASSWORD}", f"somebody:{secrets['MLFLOW_TRACKING_PASSWORD']}"]
-    hidden = [PASSWORD, *secrets.values(), *(base64.b64encode(pair.encode()).decode() for pair in pairs)]
+    hidden = forms_of([PASSWORD, *secrets.values()], users=(USER, "somebody"))
     places = [folder, tmp_path / "mlflow", tmp_path / "home", short_folder, *tmp_path.glob("work-*.log")]
-    files = [path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()]
-    assert len(files) > 30
-    assert any("session_" in str(path) for path in files)  # Ray's own logs are among them
-    assert [str(path) for path in files if any_of(hidden, path.read_bytes())] == []
+    assert any("session_" in str(path) for path in files_below(places))  # Ray's own logs are among them
+    assert found_in(hidden, places) == []
     objects = [entry["Key"] for entry in client.list_objects_v2(Bucket=BUCKET, Prefix="checkpoints")["Contents"]]
     assert objects
     bodies = {key: client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in objects}
@@ -255,12 +254,38 @@ def put_photos(client: Any, folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def forms_of(secrets: Sequence[str], users: Sequence[str]) -> list[str]:
+    """As they are, and as HTTP sends them with a user name."""
+    pairs = [f"{user}:{secret}" for user in users for secret in secrets]
+    return [*secrets, *(base64.b64encode(pair.encode()).decode() for pair in pairs)]
+
+
+def files_below(places: Iterable[Path]) -> list[Path]:
+    """All regular files."""
+    return [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
+
+
+def found_in(hidden: Sequence[str], places: Iterable[Path]) -> list[str]:
+    """The files that have one of these texts in them."""
+    return [str(path) for path in files_below(places) if any_of(hidden, path.read_bytes())]
+
+
 def any_of(hidden: Iterable[str], data: bytes) -> bool:
     """Whether one of these texts is in the bytes."""
     return any(text.encode() in data for text in hidden)
 
 
-def test_a_planted_secret_would_be_found(tmp_path: Path) -> None:
-    (tmp_path / "record").write_bytes(b"\0uri=http://watcher:hunter2-in-the-uri@host\0")
-    assert any_of([PASSWORD], (tmp_path / "record").read_bytes())
-    assert not any_of([PASSWORD], b"uri=http://host")
+def test_a_planted_secret_is_found_wherever_it_lies(tmp_path: Path) -> None:
+    hidden = forms_of([PASSWORD], users=(USER,))
+    (tmp_path / "deep/down").mkdir(parents=True)
+    (tmp_path / "run.json").write_text('{"tracking": {"uri": "http://host:5000"}}')
+    assert found_in(hidden, [tmp_path]) == []
+    (tmp_path / "run.json").write_text(f'{{"tracking": {{"uri": "http://{USER}:{PASSWORD}@host:5000"}}}}')
+    with closing(sqlite3.connect(tmp_path / "deep/mlflow.db")) as database:
+        database.execute("create table params (value text)")
+        database.execute("insert into params values (?)", (f"uri=http://{USER}:{PASSWORD}@host",))
+        database.commit()
+    header = base64.b64encode(f"{USER}:{PASSWORD}".encode())
+    (tmp_path / "deep/down/raylet.out").write_bytes(b"\0Authorization: Basic " + header)
+    assert {Path(path).name for path in found_in(hidden, [tmp_path])} == {"run.json", "mlflow.db", "raylet.out"}
+    assert found_in(hidden, [tmp_path / "run.json"]) == [str(tmp_path / "run.json")]
