@@ -37,7 +37,7 @@ def compose(command: str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         # values are set here, not by Hydra: it takes `model=` for a choice of the group of that name in every command
         for key, value in values:
-            _check_key(key, base)
+            check_key(key, base)
             OmegaConf.update(composed, key, _parsed(key, value), merge=True, force_add=True)
         return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
@@ -52,12 +52,17 @@ def _split(override: str) -> tuple[str, str]:
 
 
 def groups_of(command: str) -> list[str]:
-    """The groups that a command's YAML chooses from: those of its defaults list."""
+    """The groups that a command's YAML chooses from: those of its defaults list, and of the YAML that it builds on."""
     import yaml
 
     content = yaml.safe_load(files("configs").joinpath(f"{command}.yaml").read_text(encoding="utf-8"))
-    entries = content.get("defaults", []) if isinstance(content, dict) else []
-    return [group for entry in entries if isinstance(entry, dict) for group in entry]
+    groups: list[str] = []
+    for entry in content.get("defaults", []) if isinstance(content, dict) else []:
+        if isinstance(entry, dict):
+            groups += entry
+        elif entry != "_self_":
+            groups += groups_of(entry)
+    return groups
 
 
 def _checked_option(group: str, option: str) -> str:
@@ -74,7 +79,7 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
-def _check_key(key: str, base: Mapping[str, Any]) -> None:
+def check_key(key: str, base: Mapping[str, Any]) -> None:
     """Raises UserError where the key does not exist; what lies below `arguments` is another library's."""
     node: Any = base
     for part in key.split("."):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.kept_steps import method_at, newest_checkpoint
-from pipelines.plan import Plan, make_plan, probe_data
+from pipelines.plan import Plan, make_plan, probe_sets
+from pipelines.ray_context import call_on_ray
 from pipelines.run_folder import EXPORT
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.reader import Reader
@@ -27,7 +28,7 @@ from ssl_core.lanes import Lanes
 from ssl_core.methods import METHODS
 from ssl_core.probe.features import ImageInput, centre_square, encode
 from ssl_core.probe.knn import nearest
-from ssl_core.probe.labelled import choose_samples, labelled_set
+from ssl_core.probe.labelled import choose_samples
 from ssl_core.storage.local import atomic_path
 from ssl_core.types import LaneBatch, ViewBatch
 
@@ -42,11 +43,7 @@ Pixels = NDArray[np.uint8]
 
 def draw_on_ray(plan: Plan, folder: Path) -> list[Path]:
     """Draw on the Ray that is running, where the data and the devices are: the files, in order."""
-    import ray
-
-    gpus = 1 if float(ray.cluster_resources().get("GPU", 0)) >= 1 else 0
-    task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(_draw)
-    names: list[str] = cast(Any, ray).get(task.remote(dict(plan.values), str(folder)))
+    names: list[str] = call_on_ray(_draw, dict(plan.values), str(folder), max_retries=1)
     return [folder / PICTURES / name for name in names]
 
 
@@ -178,13 +175,12 @@ class _Images:
 
 
 def _seen(plan: Plan, folder: Path) -> _Seen | None:
-    labelled = probe_data(plan)
+    labelled = probe_sets(plan)
     if labelled is None:
         return None
     loaded = load_encoder(folder / EXPORT)
     model = loaded.config.model
-    cache = plan.config.data.shard_cache
-    train, val = (labelled_set(one, channels=model.in_chans, cache=cache) for one in labelled)
+    train, val = labelled
     chosen = choose_samples(train, val, max_train=_BANK, max_val=_QUERIES, seed=plan.config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = loaded.encoder.to(device)

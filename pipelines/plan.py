@@ -20,6 +20,7 @@ from ssl_core.lanes import Lanes
 from ssl_core.methods import METHODS, build_method
 from ssl_core.methods.base import Method
 from ssl_core.nn.backbones import Encoder, build_encoder, check_takes, checkpoint_activations
+from ssl_core.probe.labelled import LabelledSet, hold_out, labelled_set
 from ssl_core.storage.local import local_path
 from ssl_core.storage.s3 import is_s3
 from ssl_core.train.saver import SaveConfig
@@ -241,15 +242,34 @@ def _lanes_of_a_node(plan: Plan) -> int:
 
 
 def probe_data(plan: Plan) -> tuple[DataSet, DataSet] | None:
-    """The labelled (training, validation) sets of the probe at the end, or None where no validation set is named."""
+    """The labelled (training, validation) sets of the probe, or None where there is nothing to validate on.
+
+    With `probe.held_out` both are the training set, which `probe_sets` cuts in two.
+    """
     config = plan.config
     val = config.probe.val or config.data.val
+    if config.probe.held_out is not None:
+        if val is not None:
+            raise UserError(
+                f"probe.held_out={config.probe.held_out:g} takes the place of a validation set: leave out {val}, or it"
+            )
+        train = load_data_set(config.probe.train) if config.probe.train else plan.train_data.unweighted
+        return train, train
     if val is None:
         if config.probe.train is not None:
             raise UserError("probe.train is named but probe.val is not: name a labelled validation folder")
         return None
     train = load_data_set(config.probe.train) if config.probe.train else plan.train_data.unweighted
     return train, load_data_set(val)
+
+
+def probe_sets(plan: Plan) -> tuple[LabelledSet, LabelledSet] | None:
+    """What the probe fits on and what it is judged by, ready to be read; None as in `probe_data`."""
+    data, model, held_out = probe_data(plan), plan.config.model, plan.config.probe.held_out
+    if data is None:
+        return None
+    train, val = (labelled_set(one, channels=model.in_chans, cache=plan.config.data.shard_cache) for one in data)
+    return (train, val) if held_out is None else hold_out(train, held_out)
 
 
 def worker_bounds(train: TrainConfig) -> tuple[int, int]:

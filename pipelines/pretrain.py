@@ -7,14 +7,12 @@
 The same command continues an interrupted run at the exact next step. Results: <storage>/<name>/summary.json.
 """
 
-from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from pipelines.config import compose
 from pipelines.console import run_command, say
 from pipelines.stop_signals import StopSignals, stop_signals
-from ssl_core.errors import Resumable
 
 
 def main(overrides: list[str]) -> None:
@@ -49,6 +47,21 @@ def _pretrain(overrides: list[str], stop: StopSignals) -> None:
         return
     with run.locked():
         _carry_out(run, plan, stop, tracker)
+
+
+def _carry_out(run: Any, plan: Any, stop: StopSignals, named_uri: str | None) -> None:
+    from pipelines.failures import WorkerFailed
+    from pipelines.pretraining import carry_out, prepare
+    from pipelines.ray_context import ray_for
+
+    uri = prepare(run, plan, named_uri)
+    with ray_for(plan.config.ray.address, workers=plan.workers[1]):
+        stop.take_over()
+        try:
+            carry_out(run, plan, stop, uri)
+        except WorkerFailed as error:
+            say(error.said)
+            raise SystemExit(1) from error
 
 
 def start_line(plan: Any) -> str:
@@ -93,102 +106,6 @@ def bf16_is_fast() -> bool:
     import torch
 
     return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _carry_out(run: Any, plan: Any, stop: StopSignals, named_uri: str | None) -> None:
-    """Args: named_uri is `tracking.uri` with its password, which the plan and the record do not have."""
-    from pipelines.mlflow_connection import check_reachable, masked, tracking_uri
-
-    config = plan.config
-    uri = tracking_uri(named_uri, config.storage)
-    new = run.record.mlflow_run is None or run.record.tracking_uri != masked(uri)
-    if new:
-        check_reachable(uri)
-    if run.record.state == "new":
-        from pipelines.weights import place_initial_weights
-
-        place_initial_weights(plan, run.path, uri)
-
-    from pipelines.tracking import Tracker
-
-    tracker = Tracker.open(
-        uri,
-        config=config.tracking,
-        run_name=run.record.name,
-        run_folder=run.path,
-        run_id=None if new else run.record.mlflow_run,
-    )
-    run.update(mlflow_run=tracker.run_id, tracking_uri=masked(uri))
-    tracker.log_params({**run.record.config, "lanes": plan.lanes.count, "total_steps": plan.total_steps})
-    tracker.set_tags(
-        {"manifest": plan.train_data.digest, "method": config.method["name"], "run_folder": run.record.name}
-    )
-    status = "FAILED"
-    try:
-        _train_probe_register(run, plan, stop, tracker, uri)
-        status = "FINISHED"
-    except (Resumable, KeyboardInterrupt):
-        status = "KILLED"
-        raise
-    finally:
-        if run.record.state == "running":
-            with suppress(OSError):  # a full disk must not hide why the run ends; `runs` sees that nobody holds it
-                run.update(state="interrupted")
-        tracker.finish(status, wait_seconds=1 if stop.asked_twice else 5 if stop.asked else 30)
-        import ray
-
-        ray.shutdown()
-
-
-def _train_probe_register(run: Any, plan: Any, stop: StopSignals, tracker: Any, uri: str) -> None:
-    from pipelines.attempts import train_to_the_end
-    from pipelines.evaluation import probe_on_ray
-    from pipelines.failures import WorkerFailed
-    from pipelines.ray_context import start_ray
-    from ssl_core.train.profile import PROFILE
-
-    start_ray(plan.config.ray.address, workers=plan.workers[1])
-    stop.take_over()
-    if run.record.state != "trained":
-        try:
-            train_to_the_end(run, plan, stop)
-        except WorkerFailed as error:
-            say(error.said)
-            raise SystemExit(1) from error
-        stop.raise_if_asked()
-    summary: dict[str, Any] = {**run.record.training, "probe": None}
-    report = probe_on_ray(plan, run.path)
-    if report is not None:
-        say(report.table())
-        tracker.log_results(report.metrics(), step=plan.total_steps)
-        tracker.set_tags({"mlflow.note.content": report.table()})  # the run's description on its page
-        summary["probe"] = report.to_dict()
-    tracker.log_artifact(run.path / "export" / "config.json", "export")
-    for picture in _pictures(run, plan):
-        tracker.log_artifact(picture, "pictures")
-    for part in sorted((run.path / PROFILE).glob("*")):
-        tracker.log_artifact(part, PROFILE)
-    run.write_summary(summary)
-    tracker.log_artifact(run.path / "summary.json")
-    if plan.config.register:
-        from pipelines.registry import register_run
-
-        tracker.flush()
-        say(str(register_run(run.path, plan.config.register, uri)))
-
-
-def _pictures(run: Any, plan: Any) -> list[Any]:
-    """The run's pictures; a run without them is a whole run."""
-    from ray.exceptions import RayError
-
-    from pipelines.pictures import draw_on_ray
-
-    try:
-        return draw_on_ray(plan, run.path)
-    except RayError as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        say(f"the run is complete but for its pictures, which could not be drawn: {said[-1]}")
-        return []
 
 
 def _print_summary(run: Any) -> None:

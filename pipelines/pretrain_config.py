@@ -84,12 +84,16 @@ class ProbeData:
     val: str | None = None
     max_train: int | None = None
     max_val: int | None = None
+    held_out: float | None = None
+    at_end: bool = True
     every: int | None = 5
     online_train: int = 5000
     online_val: int = 1000
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
+        if self.held_out is not None and not 0 < self.held_out < 1:
+            raise UserError(f"probe.held_out={self.held_out:g}: use a share between 0 and 1, or null")
         for name in ("every", "online_train", "online_val"):
             value = getattr(self, name)
             if value is not None and value < 1:

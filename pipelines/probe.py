@@ -44,15 +44,19 @@ def main(overrides: list[str]) -> None:
     if (config.run is None) == (config.model is None):
         raise UserError("name either run=<name or folder> or model=<folder or models:/name@alias>")
     run, step = _run_and_step(config)
-    train, val = _labelled_data(config, run)
+    data = _labelled_data(config, run)
     with tempfile.TemporaryDirectory() as scratch:
         folder = _encoder(config, run, step, Path(scratch))
 
-        from pipelines.evaluation import probe_export
+        from pipelines.evaluation import probe_encoder
+        from ssl_core.export import load_encoder
+        from ssl_core.probe.labelled import labelled_set
         from ssl_core.probe.report import ProbeConfig
 
         what = ProbeConfig(max_train=config.max_train, max_val=config.max_val, seed=config.seed)
-        report = probe_export(folder, train, val, what, say=say)
+        loaded = load_encoder(folder)
+        bank, judge = (labelled_set(one, channels=loaded.config.model.in_chans) for one in data)
+        report = probe_encoder(loaded, bank, judge, what, say=say)
     say(report.table())
     if config.output is not None:
         publish_bytes(local_path(config.output), (json.dumps(report.to_dict(), indent=2) + "\n").encode())

@@ -1,9 +1,11 @@
 """The run's platform as Ray Train sees it, and how this project starts a Ray of its own: on loopback, with a token."""
 
 import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -55,6 +57,34 @@ class RayContext:
     def at(self, step: int, doing: Doing) -> None:
         """Noted for the next beat."""
         self.heart.at(step, doing)
+
+
+def call_on_ray(function: Callable[..., Any], *arguments: Any, max_retries: int) -> Any:
+    """Call a function in a process of its own on the Ray that is running, with a GPU where there is one.
+
+    Args:
+        function: of this package; what it returns comes back.
+        arguments: plain values.
+        max_retries: where its process is lost.
+    """
+    import ray
+
+    gpus = 1 if float(ray.cluster_resources().get("GPU", 0)) >= 1 else 0
+    # "DEFAULT": an actor of Ray Tune would otherwise keep the task within its own reservation
+    task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=max_retries, scheduling_strategy="DEFAULT")(function)
+    return cast(Any, ray).get(task.remote(*arguments))
+
+
+@contextmanager
+def ray_for(address: str | None, *, workers: int) -> Generator[None]:
+    """Within: Ray runs, as `start_ray` starts it; afterwards this process has left it."""
+    start_ray(address, workers=workers)
+    try:
+        yield
+    finally:
+        import ray
+
+        ray.shutdown()
 
 
 def start_ray(address: str | None, *, workers: int) -> None:

@@ -36,6 +36,7 @@ __all__ = ["Status", "Tracker", "TrackingConfig", "check_reachable", "flatten", 
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 STEP_METRIC = "logged_step"
+PARENT_TAG = "mlflow.parentRunId"
 _PARAMETER_CHARACTERS = 6000
 _PARAMETERS_A_CALL = 100
 _SECRET_WORDS = ("secret", "password", "token", "credential", "access_key")
@@ -74,6 +75,7 @@ class Tracker:
         run_name: str,
         run_folder: Path,
         run_id: str | None = None,
+        parent: str | None = None,
         say: Callable[[str], None] | None = None,
     ) -> "Tracker":
         """Start a run in MLflow, or go on with one, and begin to copy `<run_folder>/metrics/`.
@@ -85,6 +87,7 @@ class Tracker:
             run_folder: `<storage>/<name>`.
             run_id: the run's id of an earlier command. With it, a server that is away is no error: the copy waits for
                 it. A run that this server does not know is started anew, and gets the whole record.
+            parent: the run in MLflow that a new one becomes a child of.
             say: called with one line when the server goes away or comes back; default: standard error.
 
         Returns:
@@ -106,7 +109,8 @@ class Tracker:
                 if run_id is not None:
                     say(f"{place(uri)} does not know the run {run_id}: starting a new one and copying all metrics")
                 experiment = experiment_id(client, config.experiment, artifact_root(uri, run_folder.parent))
-                known = client.create_run(experiment, run_name=run_name).info.run_id
+                tags = None if parent is None else {PARENT_TAG: parent}
+                known = client.create_run(experiment, run_name=run_name, tags=tags).info.run_id
         return cls(client, known, run_folder / "metrics", say)
 
     def log_params(self, config: Mapping[str, Any]) -> None:

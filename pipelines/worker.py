@@ -15,7 +15,7 @@ import torch
 from pipelines.plan import (
     Plan,
     make_plan,
-    probe_data,
+    probe_sets,
     save_config,
     steps_to_prepare,
     threads_per_worker,
@@ -27,7 +27,6 @@ from ssl_core.export import WEIGHTS, load_weights, save_encoder
 from ssl_core.methods.base import as_module
 from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
 from ssl_core.probe.features import ImageInput
-from ssl_core.probe.labelled import labelled_set
 from ssl_core.probe.online import OnlineKNN
 from ssl_core.train.context import RunContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train, writable
@@ -109,15 +108,12 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
 
 def online_knn(plan: Plan, context: RunContext) -> OnlineKNN | None:
     """The k-NN curve, where labelled data is named."""
-    labelled, probe, model = probe_data(plan), plan.config.probe, plan.config.model
-    if labelled is None or probe.every is None:
+    probe, model = plan.config.probe, plan.config.model
+    labelled = probe_sets(plan) if probe.every else None
+    if labelled is None:
         return None
-    train_set, val_set = (
-        labelled_set(data, channels=model.in_chans, cache=plan.config.data.shard_cache) for data in labelled
-    )
     return OnlineKNN(
-        train_set,
-        val_set,
+        *labelled,
         max_train=probe.online_train,
         max_val=probe.online_val,
         seed=plan.config.seed,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ssl_core import rng
 from ssl_core.data.data_set import DataSet
 from ssl_core.data.reader import Reader
+from ssl_core.data.splits import holdout_split
 from ssl_core.errors import UserError
 from ssl_core.storage.cache import CacheConfig
 
@@ -47,6 +48,51 @@ def labelled_set(data: DataSet, *, channels: int, cache: CacheConfig | None = No
     """A packed data set as a probe reads it, with images of so many channels; a bucket's shards go through `cache`."""
     images = Reader(data, channels=channels, cache=cache)
     return LabelledSet(images=images, classes=data.classes, name=data.name, digest=data.digest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Images of which some have their label taken away."""
+
+    images: LabelledImages
+    kept: Labels
+
+    @property
+    def num_samples(self) -> int:
+        return self.images.num_samples
+
+    def labels(self) -> Labels:
+        return self.kept
+
+    def image(self, position: int) -> NDArray[np.uint8]:
+        return self.images.image(position)
+
+
+def hold_out(data: LabelledSet, fraction: float) -> tuple[LabelledSet, LabelledSet]:
+    """Cut a labelled set in two, class by class: what is fitted on, and what choices are judged by.
+
+    The cut depends on the data alone, not on a run's seed, so that the numbers of all runs compare.
+
+    Args:
+        data: the set; both parts see the same images, but only their own labels.
+        fraction: the share that is held out, in (0, 1).
+    """
+    labels = data.images.labels()
+    parts = holdout_split(labels, fraction, seed=0, purpose="probe.held_out")
+    made: list[LabelledSet] = []
+    for name, positions in zip(("kept", "held out"), parts, strict=True):
+        own = np.full_like(labels, -1)
+        own[positions] = labels[positions]
+        share = fraction if name == "held out" else 1 - fraction
+        made.append(
+            LabelledSet(
+                images=_Part(images=data.images, kept=own),
+                classes=data.classes,
+                name=f"{data.name} ({share:.3g} of it {name})",
+                digest=f"{data.digest} {name} {fraction}",
+            )
+        )
+    return made[0], made[1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,7 @@ class LoopConfig:
         log_every: steps between lines of the metrics.
         health_every: steps between looks at the features.
         health_samples: how many of the batch's these are of.
-        monitor_every: steps between calls of the monitor.
+        monitor_every: steps between calls of the monitor, which sees the last one besides.
         max_skipped: steps whose loss is not finite that are left out before the run stops (with a `TrainStep` that
             was told to skip them).
         profile: write where a step's time goes.
@@ -155,7 +155,7 @@ def train(
                 if complaint := watch.complaint(looks):
                     records.event(done, complaint)
             best = False
-            if monitor and config.monitor_every and done % config.monitor_every == 0:
+            if monitor and config.monitor_every and (done % config.monitor_every == 0 or done == config.total_steps):
                 context.at(done, "probing")
                 seen = monitor(step.encoder)
                 best = saver.is_best(done, seen)

@@ -70,7 +70,7 @@ def test_unlabelled_images_to_a_registered_probed_encoder(images: Path, tmp_path
     assert (summary["state"], summary["workers"], summary["steps"]) == ("finished", 1, 12)
     assert summary["probe"] is not None
     lines = [json.loads(line) for line in (tmp_path / "runs/road/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "knn_online" in line] == [10]
+    assert [line["step"] for line in lines if "knn_online" in line] == [10, 12]
     pictures = {path.stem for path in (tmp_path / "runs/road/pictures").glob("*.png")}
     assert pictures == {"views", "curves", "neighbours", "map"}
     with closing(sqlite3.connect(tmp_path / "runs/mlflow.db")) as database:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import pack
 from pipelines.mlflow_connection import connect
 from pipelines.run_folder import RunFolder
 from ssl_core.export import ExportConfig, save_encoder
@@ -79,3 +80,11 @@ def store(empty_store: Path, tmp_path: Path) -> str:
 def runs(tmp_path: Path) -> RunMaker:
     """Makes finished runs in the test's storage folder."""
     return RunMaker(tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's digits, packed: `train` and `val` with labels."""
+    folder = tmp_path_factory.mktemp("digits")
+    pack.main(["source=digits", f"output={folder}"])
+    return folder

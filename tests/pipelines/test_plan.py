@@ -9,7 +9,7 @@ import pytest
 
 from pipelines import pack, probe
 from pipelines.config import compose, typed
-from pipelines.plan import Plan, check_inputs, make_plan, probe_data, with_absolute_paths
+from pipelines.plan import Plan, check_inputs, make_plan, probe_data, probe_sets, with_absolute_paths
 from pipelines.pretrain import start_line
 from pipelines.run_folder import RunFolder
 from pipelines.worker import Job, run_worker
@@ -162,3 +162,14 @@ def test_workers_are_a_number_or_a_range_within_the_lanes(
 def test_what_no_attempt_can_have_is_refused(sets: Path, word: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         planned(sets, "data.train=<>/a", word)
+
+
+def test_held_out_labels_take_the_place_of_a_validation_set(sets: Path) -> None:
+    kept, held = probe_sets(planned(sets, "data.train=<>/a", "probe.held_out=0.2")) or (None, None)
+    assert kept is not None
+    assert held is not None
+    assert ((kept.images.labels() >= 0).sum(), (held.images.labels() >= 0).sum()) == (72, 18)
+    with pytest.raises(UserError, match=r"probe.held_out=0.2 takes the place of a validation set: leave out .*/b, or"):
+        probe_data(planned(sets, "data.train=<>/a", "data.val=<>/b", "probe.held_out=0.2"))
+    with pytest.raises(UserError, match=r"probe.held_out=1: use a share between 0 and 1"):
+        planned(sets, "data.train=<>/a", "probe.held_out=1")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssl_core.errors import UserError
-from ssl_core.probe.labelled import LabelledSet, ProbeSamples, choose_samples
+from ssl_core.probe.labelled import LabelledSet, ProbeSamples, choose_samples, hold_out
 
 MakeSet = Callable[..., LabelledSet]
 
@@ -81,3 +81,19 @@ def test_the_digest_names_the_data(make_set: MakeSet) -> None:
         choose(train, val, max_val=50, seed=1),
     ]
     assert len({digest, *(one.digest for one in others)}) == 6
+
+
+def test_what_is_held_out_is_cut_class_by_class_and_shares_nothing_with_what_is_kept(make_set: MakeSet) -> None:
+    whole = make_set(43, labels=[0, 1] * 20 + [2, -1, -1])
+    kept, held = hold_out(whole, 0.25)
+    samples = choose(kept, held)
+    assert not set(samples.train_positions) & set(samples.val_positions)
+    assert sorted([*samples.train_positions, *samples.val_positions]) == list(range(41))
+    assert np.bincount(samples.val_y).tolist() == [5, 5]  # a class of one stays in the bank
+    assert samples.train_y.tolist().count(2) == 1
+
+
+def test_what_is_held_out_does_not_depend_on_the_seed_of_a_run_but_is_not_the_whole_set(make_set: MakeSet) -> None:
+    first, again = (choose(*hold_out(make_set(40), 0.25), seed=seed) for seed in (0, 1))
+    assert first.digest == again.digest
+    assert first.digest != choose(*hold_out(make_set(40), 0.5)).digest

@@ -112,9 +112,9 @@ def test_a_monitor_sees_the_encoder_every_so_many_steps_and_its_numbers_are_logg
         return {"looks": float(len(seen))}
 
     engine.train(monitor=monitor, monitor_every=3, log_every=100)
-    assert [one is engine.step.encoder for one in seen] == [True, True]
+    assert [one is engine.step.encoder for one in seen] == [True, True, True]
     lines = join_parts(tmp_path, "metrics")
-    assert [(line["step"], line.get("looks")) for line in lines] == [(1, None), (3, 1.0), (6, 2.0), (7, None)]
+    assert [(line["step"], line.get("looks")) for line in lines] == [(1, None), (3, 1.0), (6, 2.0), (7, 3.0)]
 
 
 def test_of_a_run_that_stops_the_last_step_is_logged_and_not_the_one_before(tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""A planned run, carried out on a Ray that is already started: train, probe, draw, register; with its copy in MLflow.
+
+The command `pretrain` does it in its own process, a trial of a sweep in an actor.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pipelines.attempts import train_to_the_end
+from pipelines.console import say
+from pipelines.evaluation import probe_on_ray
+from pipelines.mlflow_connection import check_reachable, masked, tracking_uri
+from pipelines.pictures import draw_on_ray
+from pipelines.plan import Plan
+from pipelines.run_folder import RunFolder
+from pipelines.stop_signals import StopSignals
+from pipelines.tracking import Tracker
+from pipelines.weights import place_initial_weights
+from ssl_core.errors import Resumable
+from ssl_core.train.profile import PROFILE
+
+
+def prepare(run: RunFolder, plan: Plan, named_uri: str | None) -> str:
+    """Make sure that a new run can be tracked, and place the weights that it starts from; MLflow's URI.
+
+    Args:
+        run: new, or one that is continued.
+        plan: of its configuration.
+        named_uri: `tracking.uri` with its password, which neither the plan nor the record has.
+
+    Raises:
+        UserError: the tracker does not answer, or `init` names nothing that fits.
+    """
+    uri = tracking_uri(named_uri, plan.config.storage)
+    if _new_there(run, uri):
+        check_reachable(uri)
+    if run.record.state == "new":
+        place_initial_weights(plan, run.path, uri)
+    return uri
+
+
+def carry_out(run: RunFolder, plan: Plan, stop: StopSignals, uri: str, *, parent: str | None = None) -> None:
+    """Do what is left of the run; on return it is finished.
+
+    Args:
+        run: locked by the caller.
+        plan: of its configuration.
+        stop: what has been asked of this process.
+        uri: from `prepare`.
+        parent: the run in MLflow that this one is a child of; such a run has no pictures of its own.
+
+    Raises:
+        Resumable, UserError, WorkerFailed: as `train_to_the_end`.
+    """
+    config = plan.config
+    tracker = Tracker.open(
+        uri,
+        config=config.tracking,
+        run_name=run.record.name,
+        run_folder=run.path,
+        run_id=None if _new_there(run, uri) else run.record.mlflow_run,
+        parent=parent,
+    )
+    run.update(mlflow_run=tracker.run_id, tracking_uri=masked(uri))
+    tracker.log_params({**run.record.config, "lanes": plan.lanes.count, "total_steps": plan.total_steps})
+    tracker.set_tags(
+        {"manifest": plan.train_data.digest, "method": config.method["name"], "run_folder": run.record.name}
+    )
+    status = "FAILED"
+    try:
+        _train_probe_register(run, plan, stop, tracker, uri, parent)
+        status = "FINISHED"
+    except (Resumable, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        if run.record.state == "running":
+            with suppress(OSError):  # a full disk must not hide why the run ends; `runs` sees that nobody holds it
+                run.update(state="interrupted")
+        tracker.finish(status, wait_seconds=1 if stop.asked_twice else 5 if stop.asked else 30)
+
+
+def _new_there(run: RunFolder, uri: str) -> bool:
+    return run.record.mlflow_run is None or run.record.tracking_uri != masked(uri)
+
+
+def _train_probe_register(
+    run: RunFolder, plan: Plan, stop: StopSignals, tracker: Tracker, uri: str, parent: str | None
+) -> None:
+    if run.record.state != "trained":
+        train_to_the_end(run, plan, stop)
+        stop.raise_if_asked()
+    summary: dict[str, Any] = {**(run.record.training or {}), "probe": None}
+    report = probe_on_ray(plan, run.path)
+    if report is not None:
+        say(report.table())
+        tracker.log_results(report.metrics(), step=plan.total_steps)
+        tracker.set_tags({"mlflow.note.content": report.table()})  # the run's description on its page
+        summary["probe"] = report.to_dict()
+    tracker.log_artifact(run.path / "export" / "config.json", "export")
+    for picture in _pictures(run, plan) if parent is None else ():
+        tracker.log_artifact(picture, "pictures")
+    for part in sorted((run.path / PROFILE).glob("*")):
+        tracker.log_artifact(part, PROFILE)
+    run.write_summary(summary)
+    tracker.log_artifact(run.path / "summary.json")
+    if plan.config.register:
+        from pipelines.registry import register_run
+
+        tracker.flush()
+        say(str(register_run(run.path, plan.config.register, uri)))
+
+
+def _pictures(run: RunFolder, plan: Plan) -> list[Path]:
+    """The run's pictures; a run without them is a whole run."""
+    from ray.exceptions import RayError
+
+    try:
+        return draw_on_ray(plan, run.path)
+    except RayError as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        say(f"the run is complete but for its pictures, which could not be drawn: {said[-1]}")
+        return []

@@ -1,0 +1,94 @@
+"""A sweep before anything starts: what its runs are, what is refused, and that it never looks at validation data."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipelines import pack
+from pipelines.config import compose
+from pipelines.sweeps.sweep import Sweep, plan_sweep
+from pipelines.tune import main
+from ssl_core.errors import UserError
+
+SHARED = ["model=resnet_micro", "model.image_size=16", "model.in_chans=1", "train.global_batch=128", "data.lanes=2"]
+
+
+def planned(digits: Path, storage: Path, *words: str) -> Sweep:
+    data = [f"data.train={digits}/train", f"data.val={digits}/val", f"storage={storage}"]
+    return plan_sweep(compose("tune", [*SHARED, *data, *words]), name="first", words=[])
+
+
+def test_its_runs_are_pretrainings_that_know_no_validation_data(digits: Path, tmp_path: Path) -> None:
+    sweep = planned(
+        digits, tmp_path, "sweep=temperature", "tune.epochs=3", "tune.seeds=2", "train.epochs=800", "seed=5"
+    )
+    sweep.check()
+    record = sweep.trials(threads=3).next()
+    assert record is not None
+    config = record.config
+    assert (config["name"], config["seed"], config["method"]["temperature"]) == ("temperature-0.05-seed-5", 5, 0.05)
+    assert (config["train"]["epochs"], config["train"]["threads"]) == (3, 3)
+    assert config["storage"] == str(tmp_path / "first")
+    assert (config["data"]["val"], config["probe"]["val"], config["probe"]["held_out"]) == (None, None, 0.1)
+    assert (config["probe"]["at_end"], config["register"]) == (False, None)
+    assert str(digits / "val") not in (tmp_path / "first/temperature-0.05-seed-5/trial.json").read_text()
+    assert sweep.trials().left == 10
+
+
+def test_a_sweep_of_ones_own_and_fewer_points_of_it(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text("search: grid\nparameters:\n  optim.base_rate: {values: [0.1, 0.2, 0.3]}\n")
+    data = [f"data.train={digits}/train", f"storage={tmp_path}/runs", "train.steps=12", "plan=true"]
+    main([f"sweep={own}", "tune.trials=2", *SHARED, *data])
+    said = capsys.readouterr().out
+    assert "grid over optim.base_rate · 2 points · 1 seed(s) each · runs of 12 steps" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_another_configuration_under_the_same_name_is_refused_and_more_seeds_are_not(
+    digits: Path, tmp_path: Path
+) -> None:
+    planned(digits, tmp_path, "train.steps=12").run.update()
+    assert planned(digits, tmp_path, "train.steps=12", "tune.seeds=3").trials().left == 15
+    with pytest.raises(UserError, match=r"train.steps was 12, now 13"):
+        planned(digits, tmp_path, "train.steps=13")
+    with pytest.raises(UserError, match=r"tune.held_out was 0.1, now 0.2"):
+        planned(digits, tmp_path, "train.steps=12", "tune.held_out=0.2")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sweep=mask_ratio"], r"sweep.parameters: with method=simclr there is an unknown key method.mask_ratio"),
+        (["sweep=tempurature"], r"unknown sweep=tempurature: did you mean temperature"),
+        (["sweep=nowhere.yaml"], r"sweep=nowhere.yaml cannot be read"),
+        (["tune.metric=loss"], r"tune.metric=loss: known are knn_online, knn20"),
+        (["tune.seeds=0"], r"tune.seeds=0: use at least 1"),
+        (["tune.stop_early=true", "tune.grace=9"], r"tune.grace=9 is longer than a run of 1.091 epochs"),
+        (["tune.concurent=2"], r"unknown key tune.concurent: did you mean tune.concurrent"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_in_one_line(digits: Path, tmp_path: Path, words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        main([*SHARED, f"data.train={digits}/train", f"storage={tmp_path}", "train.steps=12", *words])
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_point_that_cannot_run_is_found_before_anything_starts(digits: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text("search: grid\nparameters:\n  train.global_batch: {values: [128, 100000]}\n")
+    with pytest.raises(UserError, match=r"the point train.global_batch=100000 of the sweep cannot run: "):
+        main([f"sweep={own}", *SHARED, f"data.train={digits}/train", f"storage={tmp_path}/runs", "train.steps=12"])
+
+
+def test_data_without_labels_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    for number in range(8):
+        Image.new("L", (16, 16), number).save(tmp_path / f"flat/{number}.png")
+    pack.main([f"source={tmp_path}/flat", f"output={tmp_path}/shards"])
+    words = [f"data.train={tmp_path}/shards", f"storage={tmp_path}/runs", "train.steps=2", "train.global_batch=4"]
+    with pytest.raises(UserError, match=r"a probe needs a label for each"):
+        main([*SHARED, *words])
