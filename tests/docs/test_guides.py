@@ -190,10 +190,11 @@ def test_guides_without_ray(guide: Guide, tmp_path: Path, environment: dict[str,
 def test_images_in_a_folder(tmp_path: Path, environment: dict[str, str]) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
-    follow(FOLDER, folder, environment, {})
+    said = follow(FOLDER, folder, environment, {})
+    assert "| pretrained " in "".join(said.texts)
     assert (folder / "look.png").exists()
     assert (folder / "embeddings.parquet").exists()
-    assert "pretrained" in (folder / "encoder/README.md").read_text()
+    assert "load_state_dict" in (folder / "encoder/README.md").read_text()
 
 
 USER, PASSWORD = "watcher", "hunter2-in-the-uri"
