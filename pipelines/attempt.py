@@ -6,6 +6,7 @@ not see a worker that hangs.
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -56,9 +57,15 @@ def run_attempt(
 
     def fit() -> None:
         try:
-            outcome["result"] = (
-                _trainer({**asdict(job), "board": board.actor, "body": body}, workers, need).fit().return_value
+            trainer = ray_trainer(
+                ray_worker,
+                {**asdict(job), "board": board.actor, "body": body},
+                workers=workers,
+                need=need,
+                name=f"attempt-{job.attempt:04d}",
+                storage=str(Path(job.folder) / ".ray"),
             )
+            outcome["result"] = trainer.fit().return_value
         except BaseException as error:  # noqa: BLE001 (handed to the main thread, which raises it)
             outcome["error"] = error
 
@@ -112,22 +119,41 @@ def _end_workers(news: News) -> None:
         remove_placement_group(news.placement_group)
 
 
-def _trainer(job: dict[str, Any], workers: int, need: Resource) -> Any:
+def ray_trainer(
+    loop: Callable[[dict[str, Any]], Any],
+    config: dict[str, Any],
+    *,
+    workers: int,
+    need: Resource,
+    name: str,
+    storage: str,
+    group_seconds: float = 1800.0,
+) -> Any:
+    """Ray Train's trainer, which tries once: by default workers that cannot start are tried again for ever.
+
+    Args:
+        loop: what each worker runs.
+        config: what it is given.
+        workers: how many.
+        need: what each of them needs one of.
+        name: of the folder below `storage`.
+        storage: for Ray Train's own files, which only its controller on the driver's node writes.
+        group_seconds: for the workers to find each other, and for one collective operation.
+    """
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpus = need == "GPU"
     return TorchTrainer(
-        ray_worker,
-        train_loop_config=job,
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=1800),
+        loop,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(group_seconds)),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpus, resources_per_worker=None if gpus else {"CPU": 1}
         ),
         run_config=RunConfig(
-            name=f"attempt-{job['attempt']:04d}",
-            storage_path=str(Path(job["folder"]) / ".ray"),
-            # by default workers that cannot start are tried again for ever
+            name=name,
+            storage_path=storage,
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),

@@ -17,6 +17,7 @@ from pipelines.heartbeat import DriversBoard
 from pipelines.plan import Plan, check_cache, make_plan
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder, checkpoint_folder
+from pipelines.shared_storage import SharedPlaces
 from pipelines.stop_signals import StopSignals
 from pipelines.supervision import Supervisor
 from pipelines.worker import Job
@@ -36,17 +37,20 @@ def train_to_the_end(run: RunFolder, plan: Plan, stop: StopSignals) -> None:
     Raises:
         Resumable: asked to stop, no room, or failures too often without progress between them; the same command
             continues the run.
-        UserError, WorkerFailed: what a worker raised; another attempt would raise it again.
+        UserError: a node does not reach the run's folders or the tracker, or what a worker raised.
+        WorkerFailed: what a worker raised; another attempt would raise it again.
     """
     began = time.monotonic()
     board = DriversBoard.start()
     budget = FailureBudget(plan.config.train.max_failures)
     least, most = plan.workers
     need = workers_need(least)
+    shared = SharedPlaces([run.path, checkpoint_folder(plan.config.checkpoints, run.path)], run.record.tracking_uri)
     speeds: list[tuple[int, float]] = []  # steps and images per second of each attempt that could tell
     why: str | None = None
     while True:
         workers = wait_for_room(need, least=least, most=most, stop=stop, settle=why is not None)
+        shared.check(need)
         plan = _planned_for(plan, workers)
         attempt = run.record.attempts + 1
         run.update(state="running", attempts=attempt)

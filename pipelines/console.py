@@ -31,14 +31,22 @@ def help_text(command: str, doc: str) -> str:
     return "\n".join(lines)
 
 
-def run_command(command: str, doc: str | None, main: Callable[[list[str]], None]) -> None:
+def run_command(
+    command: str, doc: str | None, main: Callable[[list[str]], None], *, keys_of: str | None = None
+) -> None:
     """Run a command's `main` with the command line's overrides and leave with its exit status.
+
+    Args:
+        command: its name.
+        doc: what `--help` says first.
+        main: takes the overrides.
+        keys_of: the command whose keys it takes; default: its own.
 
     0: done. 1: failed. 2: bad input, said in one line. 75: stopped, the same command continues it. 130: interrupted.
     """
     overrides = sys.argv[1:]
     if any(word in ("-h", "--help") for word in overrides):
-        print(help_text(command, doc or ""))
+        print(help_text(keys_of or command, doc or ""))
         sys.exit(EXIT_OK)
     debug = "debug=true" in overrides
     try:

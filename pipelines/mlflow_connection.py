@@ -12,11 +12,11 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from ssl_core.errors import UserError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT_STORAGE = "runs"
+_SECRET_PARAMETER = re.compile(r"(?i)([?&][^=&\s]*(?:password|passwd|secret|token)[^=&\s]*=)[^&\s]+")
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -86,7 +87,13 @@ def sqlite_path(uri: str) -> Path | None:
 
 def masked(text: str) -> str:
     """The text without the user names and passwords of URLs in it."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
+    return _SECRET_PARAMETER.sub(r"\1…", re.sub(r"(?<=://)[^/@\s]*@", "", text))
+
+
+def without_password(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as it may be written down and sent to workers: `tracking.uri` without user name and password."""
+    uri = values["tracking"]["uri"]
+    return {**values, "tracking": {**values["tracking"], "uri": masked(uri) if isinstance(uri, str) else uri}}
 
 
 def check_reachable(uri: str, *, patience_seconds: float = 5.0) -> None:

@@ -99,7 +99,7 @@ class Plan:
     @property
     def workers(self) -> tuple[int, int]:
         """The least and the most workers that an attempt may have."""
-        least, most = _worker_bounds(self.config.train)
+        least, most = worker_bounds(self.config.train)
         return least, max(least, min(most, self.lanes.count))
 
     def random_encoder(self) -> Encoder:
@@ -144,7 +144,7 @@ def make_plan(mapping: Mapping[str, Any], *, rank: int = 0, workers: int | None 
         raise UserError("data.train is missing: name a folder with a manifest (python -m pipelines.pack makes one)")
     train_data = load_data_set(config.data.train, config.data.weights)
     lanes = Lanes.cut(train.global_batch, config.data.lanes)
-    least, most = _worker_bounds(train)
+    least, most = worker_bounds(train)
     world = workers or max(least, min(most, lanes.count))
     lanes = Lanes.cut(train.global_batch, config.data.lanes, rank=rank, world=world)
     schedule = Schedule(
@@ -272,7 +272,8 @@ def probe_sets(plan: Plan) -> tuple[LabelledSet, LabelledSet] | None:
     return (train, val) if held_out is None else hold_out(train, held_out)
 
 
-def _worker_bounds(train: TrainConfig) -> tuple[int, int]:
+def worker_bounds(train: TrainConfig) -> tuple[int, int]:
+    """The least and the most workers that `train.workers` asks for."""
     if isinstance(train.workers, tuple):
         return train.workers
     number = default_workers() if train.workers is None else train.workers

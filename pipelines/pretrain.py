@@ -24,10 +24,12 @@ def main(overrides: list[str]) -> None:
 def _pretrain(overrides: list[str], stop: StopSignals) -> None:
     values = compose("pretrain", overrides)
 
+    from pipelines.mlflow_connection import without_password
     from pipelines.plan import check_inputs, make_plan, with_absolute_paths
     from pipelines.run_folder import RunFolder
 
-    values = with_absolute_paths(values)
+    tracker = values["tracking"]["uri"]
+    values = without_password(with_absolute_paths(values))
     plan = make_plan(values)
     config = plan.config
     name = config.name or f"{config.method['name']}-{config.model.name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -44,15 +46,15 @@ def _pretrain(overrides: list[str], stop: StopSignals) -> None:
         say(estimate(plan))
         return
     with run.locked():
-        _carry_out(run, plan, stop)
+        _carry_out(run, plan, stop, tracker)
 
 
-def _carry_out(run: Any, plan: Any, stop: StopSignals) -> None:
+def _carry_out(run: Any, plan: Any, stop: StopSignals, named_uri: str | None) -> None:
     from pipelines.failures import WorkerFailed
     from pipelines.pretraining import carry_out, prepare
     from pipelines.ray_context import ray_for
 
-    uri = prepare(run, plan)
+    uri = prepare(run, plan, named_uri)
     with ray_for(plan.config.ray.address, workers=plan.workers[1]):
         stop.take_over()
         try:

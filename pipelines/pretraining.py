@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.attempts import train_to_the_end
 from pipelines.console import say
 from pipelines.evaluation import probe_on_ray
-from pipelines.mlflow_connection import check_reachable, tracking_uri
+from pipelines.mlflow_connection import check_reachable, masked, tracking_uri
 from pipelines.pictures import draw_on_ray
 from pipelines.plan import Plan
 from pipelines.run_folder import RunFolder
@@ -21,13 +21,18 @@ from ssl_core.errors import Resumable
 from ssl_core.train.profile import PROFILE
 
 
-def prepare(run: RunFolder, plan: Plan) -> str:
+def prepare(run: RunFolder, plan: Plan, named_uri: str | None) -> str:
     """Make sure that a new run can be tracked, and place the weights that it starts from; MLflow's URI.
+
+    Args:
+        run: new, or one that is continued.
+        plan: of its configuration.
+        named_uri: `tracking.uri` with its password, which neither the plan nor the record has.
 
     Raises:
         UserError: the tracker does not answer, or `init` names nothing that fits.
     """
-    uri = tracking_uri(plan.config.tracking.uri, plan.config.storage)
+    uri = tracking_uri(named_uri, plan.config.storage)
     if _new_there(run, uri):
         check_reachable(uri)
     if run.record.state == "new":
@@ -57,7 +62,7 @@ def carry_out(run: RunFolder, plan: Plan, stop: StopSignals, uri: str, *, parent
         run_id=None if _new_there(run, uri) else run.record.mlflow_run,
         parent=parent,
     )
-    run.update(mlflow_run=tracker.run_id, tracking_uri=uri)
+    run.update(mlflow_run=tracker.run_id, tracking_uri=masked(uri))
     tracker.log_params({**run.record.config, "lanes": plan.lanes.count, "total_steps": plan.total_steps})
     tracker.set_tags(
         {"manifest": plan.train_data.digest, "method": config.method["name"], "run_folder": run.record.name}
@@ -77,7 +82,7 @@ def carry_out(run: RunFolder, plan: Plan, stop: StopSignals, uri: str, *, parent
 
 
 def _new_there(run: RunFolder, uri: str) -> bool:
-    return run.record.mlflow_run is None or run.record.tracking_uri != uri
+    return run.record.mlflow_run is None or run.record.tracking_uri != masked(uri)
 
 
 def _train_probe_register(

@@ -206,7 +206,7 @@ def _train_winner(sweep: Sweep, trials: Trials, stop: StopSignals) -> Mapping[st
         say(f"training the winner in full: {plan.total_steps:,} steps in {run.path}")
         try:
             with run.locked():
-                carry_out_run(run, plan, stop, prepare(run, plan))
+                carry_out_run(run, plan, stop, prepare(run, plan, plan.config.tracking.uri))
         except WorkerFailed as error:
             say(error.said)
             raise SystemExit(1) from error

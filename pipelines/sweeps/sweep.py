@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipelines.config import check_key, typed
+from pipelines.mlflow_connection import masked, tracking_uri
 from pipelines.plan import Plan, check_inputs, make_plan, probe_data, with_absolute_paths
 from pipelines.run_folder import RunFolder
 from pipelines.sweeps.learner import Optuna
@@ -22,7 +23,6 @@ from pipelines.sweeps.space import (
     thinned,
 )
 from pipelines.sweeps.trials import CURVE, Trials
-from pipelines.tracking import tracking_uri
 from ssl_core.errors import UserError
 from ssl_core.storage.local import local_path
 
@@ -221,11 +221,21 @@ def _shared_values(values: Mapping[str, Any], tune: TuneConfig, folder: Path) ->
     own["data"]["val"] = None
     own["probe"] |= {"val": None, "held_out": tune.held_out, "at_end": tune.metric != CURVE}
     own["probe"]["every"] = own["probe"]["every"] or 1
-    own["tracking"]["uri"] = tracking_uri(own["tracking"]["uri"], values["storage"])
+    own["tracking"]["uri"] = _without_password(tracking_uri(own["tracking"]["uri"], values["storage"]))
     if tune.epochs is not None or tune.steps is not None:
         own["train"] |= {"steps": tune.steps}
         own["train"]["epochs"] = tune.epochs or own["train"]["epochs"]
     return own
+
+
+def _without_password(uri: str) -> str:
+    """Raises UserError where there is one: trials get the configuration as it is, and it is written down."""
+    if masked(uri) != uri:
+        raise UserError(
+            f"tracking.uri={masked(uri)} has a password, which the trials' records would have too: leave it out, "
+            "and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment (a database: PGPASSWORD)"
+        )
+    return uri
 
 
 def _points(

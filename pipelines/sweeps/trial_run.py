@@ -75,7 +75,8 @@ class TrialRun:
         try:
             if not self._run.finished:
                 with self._run.locked():
-                    carry_out(self._run, self._plan, self._stop, prepare(self._run, self._plan), parent=self._parent)
+                    uri = prepare(self._run, self._plan, self._plan.config.tracking.uri)
+                    carry_out(self._run, self._plan, self._stop, uri, parent=self._parent)
             self._end = {"outcome": "finished"}
         except NonFiniteLoss as error:
             self._end = {"outcome": "failed", "reason": str(error)}

@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ssl_core.errors import UserError
@@ -60,6 +60,19 @@ def publish_bytes(path: Path, data: bytes) -> None:
     """Write a small file so that it is never seen half written."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+@contextmanager
+def made_for_now(folder: Path) -> Generator[None, None, None]:
+    """Within: the folder exists; what had to be made for that, and is empty then, is removed again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for path in missing:
+            with suppress(OSError):  # somebody has put something into it
+                path.rmdir()
 
 
 def sync_folder(folder: Path) -> None:

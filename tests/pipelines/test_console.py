@@ -20,6 +20,8 @@ COMMANDS = sorted(
     path.stem for path in (ROOT / "pipelines").glob("*.py") if re.search(r"^    run_command\(", path.read_text(), re.M)
 )
 
+KEYS_OF = {"preflight": "pretrain"}  # a command that takes the keys of another one
+
 
 def command(name: str, *overrides: str) -> tuple[int, str, str, set[str]]:
     """Exit status, what it said, and which heavy packages it had imported by then."""
@@ -46,7 +48,7 @@ def test_commands_are_found() -> None:
 def test_help_names_the_keys_and_imports_nothing_heavy(name: str) -> None:
     status, out, err, imported = command(name, "--help")
     assert (status, err, imported) == (0, "", set())
-    assert (ROOT / "configs" / f"{name}.yaml").read_text().strip() in out
+    assert (ROOT / "configs" / f"{KEYS_OF.get(name, name)}.yaml").read_text().strip() in out
     assert f"pipelines.{name}" in out
 
 

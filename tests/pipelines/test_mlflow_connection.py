@@ -20,6 +20,7 @@ from pipelines.mlflow_connection import (
     place,
     prepare_environment,
     tracking_uri,
+    without_password,
 )
 from ssl_core.errors import UserError
 
@@ -47,6 +48,17 @@ def test_what_mlflow_cannot_use_is_refused_without_its_password(uri: str) -> Non
 
 def test_passwords_are_left_out_of_messages() -> None:
     assert masked("see http://me:pw@host:5000/x and s3://bucket/a@b") == "see http://host:5000/x and s3://bucket/a@b"
+    assert (
+        masked("postgresql://host/db?user=me&password=pw&sslmode=on")
+        == "postgresql://host/db?user=me&password=…&sslmode=on"
+    )
+
+
+def test_a_configuration_is_written_down_without_the_password() -> None:
+    values = {"seed": 1, "tracking": {"uri": "http://me:pw@host:5000", "experiment": "e"}}
+    assert without_password(values) == {"seed": 1, "tracking": {"uri": "http://host:5000", "experiment": "e"}}
+    assert without_password({"tracking": {"uri": None}}) == {"tracking": {"uri": None}}
+    assert values["tracking"] == {"uri": "http://me:pw@host:5000", "experiment": "e"}
     assert place("http://me:pw@host:5000/x") == "host:5000"
 
 
