@@ -21,7 +21,8 @@ from time import sleep
 from typing import Any
 
 from pipelines.config import compose
-from pipelines.worker import Job, keep_freed_memory, run_worker
+from pipelines.worker import keep_freed_memory, run_worker
+from pipelines.worker_process import Job
 from ssl_core.collectives import Collectives, leave_group, start_gloo
 from ssl_core.train.context import InProcessContext
 

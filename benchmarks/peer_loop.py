@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from pipelines.config import compose
 from pipelines.plan import Plan, make_plan
 from pipelines.pretrain import bf16_is_fast
-from pipelines.worker import Job, keep_freed_memory, online_knn, run_worker
+from pipelines.worker import keep_freed_memory, online_knn, run_worker
+from pipelines.worker_process import Job
 from ssl_core.data.reader import Reader
 from ssl_core.torchvision_operators import declare_missing
 from ssl_core.train.checkpoint import CheckpointStore

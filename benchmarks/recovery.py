@@ -24,7 +24,8 @@ from typing import Any
 from pipelines.config import compose
 from pipelines.plan import Plan, make_plan, with_absolute_paths
 from pipelines.run_folder import RunFolder
-from pipelines.worker import Job, keep_freed_memory, run_worker
+from pipelines.worker import keep_freed_memory, run_worker
+from pipelines.worker_process import Job
 from ssl_core.storage.s3 import folder_at
 from ssl_core.train.checkpoint import CheckpointStore
 from ssl_core.train.context import InProcessContext

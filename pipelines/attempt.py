@@ -17,7 +17,7 @@ from pipelines.failures import meaning
 from pipelines.heartbeat import DriversBoard, News
 from pipelines.progress import Progress
 from pipelines.supervision import Supervisor
-from pipelines.worker import Body, Job, ray_worker, run_worker
+from pipelines.worker_process import Body, Job, ray_worker
 from ssl_core.errors import WorkerLost
 
 _POLL_SECONDS, _LOOK_SECONDS = 0.25, 1.0
@@ -32,7 +32,7 @@ def run_attempt(
     board: DriversBoard,
     supervisor: Supervisor,
     progress: Progress,
-    body: Body = run_worker,
+    body: Body | None = None,
 ) -> dict[str, Any]:
     """Run one attempt on a Ray that is already started.
 
@@ -43,7 +43,7 @@ def run_attempt(
         board: where their beats arrive.
         supervisor: decides whether the attempt goes on.
         progress: is shown.
-        body: what each worker does.
+        body: what each worker does; None: it trains.
 
     Returns:
         The `LoopResult` of rank 0 as plain values.

@@ -5,14 +5,15 @@ Nothing here asks Ray or the clock, so that every decision is tested without eit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ssl_core.train.context import Doing
+if TYPE_CHECKING:  # it imports torch, and a process of Ray's own imports this
+    from ssl_core.train.context import Doing
 
 _LEAST_HANG_SECONDS, _HANG_STEPS = 60.0, 10
 _MOST_BACK_OFF_SECONDS = 60.0
 
-Activity = Doing | Literal["done"]
+Activity: TypeAlias = "Doing | Literal['done']"
 """What a worker is at; one that is done beats no more."""
 
 

@@ -20,7 +20,7 @@ from pipelines.run_folder import RunFolder, checkpoint_folder
 from pipelines.shared_storage import SharedPlaces
 from pipelines.stop_signals import StopSignals
 from pipelines.supervision import Supervisor
-from pipelines.worker import Job
+from pipelines.worker_process import Job
 from ssl_core.errors import Resumable, WorkerLost
 from ssl_core.train.records import part_path, publish_joined, read_part
 from ssl_core.train.saved_steps import saved_steps

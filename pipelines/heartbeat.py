@@ -11,10 +11,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pipelines.attempt_policy import Activity, WorkerSign
-from ssl_core.train.context import Doing
+
+if TYPE_CHECKING:
+    from ssl_core.train.context import Doing
 
 _EVERY_SECONDS = 1.0
 _CALL_SECONDS = 10.0
@@ -204,7 +206,7 @@ class Heart:
         with suppress(Exception):
             self.beat()
 
-    def at(self, step: int, doing: Doing) -> None:
+    def at(self, step: int, doing: "Doing") -> None:
         """Note what this worker begins, after `step` steps."""
         now = time.monotonic()
         if self._doing == "stepping" and step > self._step:

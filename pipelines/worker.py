@@ -4,10 +4,8 @@
 """
 
 import ctypes
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import torch
@@ -20,7 +18,8 @@ from pipelines.plan import (
     steps_to_prepare,
     threads_per_worker,
 )
-from pipelines.run_folder import EXPORT, INIT, checkpoint_folder
+from pipelines.run_folder import EXPORT, INIT
+from pipelines.worker_process import Job
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.reader import Reader
 from ssl_core.export import WEIGHTS, load_weights, save_encoder
@@ -33,19 +32,6 @@ from ssl_core.train.loop import LoopConfig, LoopResult, train, writable
 from ssl_core.train.step import TrainStep, why_not_compiled
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One attempt, as plain values that any worker can read."""
-
-    config: dict[str, Any]
-    folder: str
-    attempt: int
-
-
-Body = Callable[[Job, RunContext], LoopResult]
-"""What a worker does within an attempt."""
 
 
 def keep_freed_memory() -> None:
@@ -140,31 +126,3 @@ def loop_config(plan: Plan) -> LoopConfig:
         profile=train_config.profile,
         identity=plan.identity,
     )
-
-
-def ray_worker(job: dict[str, Any]) -> dict[str, Any]:
-    """`run_worker` as Ray Train's `train_loop_per_worker`; what it returns is the attempt's result.
-
-    Args:
-        job: the fields of `Job`, `board`, the actor that beats are posted to, and `body`, which is `run_worker` but in
-            tests of what surrounds it.
-    """
-    from pipelines.failures import last_words
-    from pipelines.heartbeat import say_last_words
-    from pipelines.ray_context import RayContext
-
-    keep_freed_memory()
-    board, body = job.pop("board"), job.pop("body")
-    work = Job(**job)
-    folder = Path(work.folder)
-    checkpoints = checkpoint_folder(work.config["checkpoints"], folder)
-    context = RayContext.of_this_worker(folder, work.attempt, checkpoints, board)
-    context.heart.start()
-    try:
-        return vars(body(work, context))
-    except Exception as error:  # noqa: BLE001 (it is raised again, in words)
-        words = last_words(error, attempt=work.attempt, rank=context.collectives.rank)
-        say_last_words(board, words)
-        raise RuntimeError(words.said) from None  # plain text: Ray may not be able to carry the exception itself
-    finally:
-        context.heart.close()

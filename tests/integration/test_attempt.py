@@ -16,7 +16,7 @@ from pipelines.heartbeat import DriversBoard
 from pipelines.progress import Progress
 from pipelines.stop_signals import StopSignals
 from pipelines.supervision import Supervisor
-from pipelines.worker import Body, Job
+from pipelines.worker_process import Body, Job
 from ssl_core.errors import Resumable, WorkerLost
 from ssl_core.train.context import RunContext
 from ssl_core.train.loop import LoopResult

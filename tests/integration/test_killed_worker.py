@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import compose
-from pipelines.worker import Job, run_worker
+from pipelines.worker import run_worker
+from pipelines.worker_process import Job
 from ssl_core.collectives import Collectives
 from ssl_core.train.context import InProcessContext
 from ssl_core.train.records import publish_joined

@@ -10,7 +10,8 @@ from cluster.object_store import ObjectStore
 from pipelines import pack
 from pipelines.config import compose
 from pipelines.plan import check_inputs, make_plan, with_absolute_paths
-from pipelines.worker import Job, run_worker
+from pipelines.worker import run_worker
+from pipelines.worker_process import Job
 from ssl_core.data.manifest import load_manifest
 from ssl_core.errors import UserError
 from ssl_core.train.context import InProcessContext

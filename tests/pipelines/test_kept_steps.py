@@ -12,7 +12,8 @@ from pipelines.config import compose
 from pipelines.kept_steps import export_step
 from pipelines.plan import make_plan
 from pipelines.run_folder import RunFolder, checkpoint_folder
-from pipelines.worker import Job, run_worker
+from pipelines.worker import run_worker
+from pipelines.worker_process import Job
 from ssl_core.errors import UserError
 from ssl_core.export import load_encoder
 from ssl_core.storage.s3 import S3Location

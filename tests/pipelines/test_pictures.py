@@ -9,7 +9,8 @@ import pytest
 from pipelines.config import compose
 from pipelines.pictures import draw
 from pipelines.plan import Plan, make_plan
-from pipelines.worker import Job, run_worker
+from pipelines.worker import run_worker
+from pipelines.worker_process import Job
 from ssl_core.train.context import InProcessContext
 from ssl_core.train.records import join_parts, publish_joined
 

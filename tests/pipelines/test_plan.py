@@ -12,7 +12,8 @@ from pipelines.config import compose, typed
 from pipelines.plan import Plan, check_inputs, make_plan, probe_data, probe_sets, with_absolute_paths
 from pipelines.pretrain import start_line
 from pipelines.run_folder import RunFolder
-from pipelines.worker import Job, run_worker
+from pipelines.worker import run_worker
+from pipelines.worker_process import Job
 from ssl_core.errors import UserError
 from ssl_core.train.context import InProcessContext
 from ssl_core.train.records import join_parts
