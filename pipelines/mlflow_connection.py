@@ -12,11 +12,11 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from ssl_core.errors import UserError
@@ -87,6 +87,19 @@ def sqlite_path(uri: str) -> Path | None:
 def masked(text: str) -> str:
     """The text without the user names and passwords of URLs in it."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", text)
+
+
+def without_passwords(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration whose texts are `masked`, at any depth."""
+    return {name: _masked_value(value) for name, value in values.items()}
+
+
+def _masked_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_passwords(cast(Mapping[str, Any], value))
+    if isinstance(value, list | tuple):
+        return [_masked_value(one) for one in cast(Sequence[Any], value)]
+    return masked(value) if isinstance(value, str) else value
 
 
 def check_reachable(uri: str, *, patience_seconds: float = 5.0) -> None:

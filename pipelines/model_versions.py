@@ -1,6 +1,6 @@
 """The versions of a registered model: their tags and aliases, and moving `champion` by the gate or by hand.
 
-Tags of a version: `run`, `mlflow_run`; the digests `weights`, `export` (with the model card), `manifest`, `probe.data`;
+Tags of a version: `run`, `mlflow_run`, `code` (the commit); the digests `weights`, `export` (with the model card), `manifest`, `probe.data`;
 `probe.<metric>` and `probe.<metric>.error` as shares; `promoted` (when, by hand), `champion_before` (whom it took over
 from).
 """

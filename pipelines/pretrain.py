@@ -26,6 +26,7 @@ def main(overrides: list[str]) -> None:
 def _pretrain(overrides: list[str], stop: StopSignals) -> None:
     values = compose("pretrain", overrides)
 
+    from pipelines.mlflow_connection import without_passwords
     from pipelines.plan import check_inputs, make_plan, with_absolute_paths
     from pipelines.run_folder import RunFolder
 
@@ -33,7 +34,7 @@ def _pretrain(overrides: list[str], stop: StopSignals) -> None:
     plan = make_plan(values)
     config = plan.config
     name = config.name or f"{config.method['name']}-{config.model.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    run = RunFolder.open(config.storage, name, identity=plan.identity, config=values)
+    run = RunFolder.open(config.storage, name, identity=plan.identity, config=without_passwords(values))
     if run.finished and not config.plan:
         say(f"run {name} is finished; a new name starts another one")
         _print_summary(run)
@@ -94,11 +95,13 @@ def bf16_is_fast() -> bool:
 
 
 def _carry_out(run: Any, plan: Any, stop: StopSignals) -> None:
-    from pipelines.mlflow_connection import check_reachable, tracking_uri
+    from pipelines.mlflow_connection import check_reachable, masked, tracking_uri
+    from pipelines.provenance import environment
+    from pipelines.run_facts import log_facts
 
     config = plan.config
     uri = tracking_uri(config.tracking.uri, config.storage)
-    new = run.record.mlflow_run is None or run.record.tracking_uri != uri
+    new = run.record.mlflow_run is None or masked(run.record.tracking_uri or "") != masked(uri)
     if new:
         check_reachable(uri)
     if run.record.state == "new":
@@ -115,11 +118,13 @@ def _carry_out(run: Any, plan: Any, stop: StopSignals) -> None:
         run_folder=run.path,
         run_id=None if new else run.record.mlflow_run,
     )
-    run.update(mlflow_run=tracker.run_id, tracking_uri=uri)
-    tracker.log_params({**run.record.config, "lanes": plan.lanes.count, "total_steps": plan.total_steps})
-    tracker.set_tags(
-        {"manifest": plan.train_data.digest, "method": config.method["name"], "run_folder": run.record.name}
-    )
+    run.update(mlflow_run=tracker.run_id, tracking_uri=masked(uri), environment=environment())
+    code = run.record.environment["code"]
+    if code is not None and code["dirty"]:
+        say(
+            f"the code is not that of its commit {code['commit'][:12]}: it has uncommitted changes, and the run says so"
+        )
+    log_facts(tracker, run.record, plan)
     status = "FAILED"
     try:
         _train_probe_register(run, plan, stop, tracker, uri)
@@ -142,6 +147,7 @@ def _train_probe_register(run: Any, plan: Any, stop: StopSignals, tracker: Any, 
     from pipelines.evaluation import probe_on_ray
     from pipelines.failures import WorkerFailed
     from pipelines.ray_context import start_ray
+    from pipelines.run_facts import publish_run_card
     from ssl_core.train.profile import PROFILE
 
     start_ray(plan.config.ray.address, workers=plan.workers[1])
@@ -160,7 +166,9 @@ def _train_probe_register(run: Any, plan: Any, stop: StopSignals, tracker: Any, 
         tracker.log_results(report.metrics(), step=plan.total_steps)
         tracker.set_tags({"mlflow.note.content": report.table()})  # the run's description on its page
         summary["probe"] = report.to_dict()
-    tracker.log_artifact(run.path / "export" / "config.json", "export")
+    publish_run_card(run.path)
+    for name in ("config.json", "README.md"):
+        tracker.log_artifact(run.path / "export" / name, "export")
     for picture in _pictures(run, plan):
         tracker.log_artifact(picture, "pictures")
     for part in sorted((run.path / PROFILE).glob("*")):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 METRIC = "linear"
+_DESCRIPTION_CHARACTERS = 5000  # what MLflow's databases take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,7 @@ def register_run(run_folder: Path, model: str, uri: str, *, metric: str = METRIC
             for key, value in tags.items():
                 if key != "export":  # what the registry holds stays as it is
                     client.set_model_version_tag(model, str(number), key, value)
+            client.update_model_version(model, str(number), _description(run))
         else:
             number = _create_version(client, run, model, tags, uri)
         everyone = settle(client, model, metric)
@@ -182,14 +184,22 @@ def _tags(run: FinishedRun) -> dict[str, str]:
     verify_export(run.export)
     tags = {"run": run.name, "manifest": run.manifest}
     tags |= {"export": export_digest(run.export), "weights": _weights_digest(run.export)}
-    if run.mlflow_run is not None:
-        tags["mlflow_run"] = run.mlflow_run
+    tags |= {"mlflow_run": run.mlflow_run} if run.mlflow_run is not None else {}
+    tags |= {"code": run.code} if run.code is not None else {}
     if run.probe is not None:
         tags["probe.data"] = run.probe.data
         for metric, value in run.probe.values.items():
             tags[f"probe.{metric}"] = repr(value)
             tags[f"probe.{metric}.error"] = repr(run.probe.errors[metric])
     return tags
+
+
+def _description(run: FinishedRun) -> str:
+    """The model card, for the version's page."""
+    from ssl_core.export import CARD
+
+    card = (run.export / CARD).read_text(encoding="utf-8")
+    return card if len(card) <= _DESCRIPTION_CHARACTERS else card[: _DESCRIPTION_CHARACTERS - 1] + "…"
 
 
 def _weights_digest(folder: Path) -> str:
@@ -219,7 +229,9 @@ def _create_version(client: "MlflowClient", run: FinishedRun, model: str, tags: 
             raise
     source = f"models:/{logged.model_id}"
     with process_wide(uri):
-        made = client.create_model_version(model, source, run_id=source_run, tags=tags, model_id=logged.model_id)
+        made = client.create_model_version(
+            model, source, run_id=source_run, tags=tags, description=_description(run), model_id=logged.model_id
+        )
     return int(made.version)
 
 

@@ -125,16 +125,24 @@ def load_encoder(folder: Path, *, verify: bool = True) -> LoadedEncoder:
     """
     if verify:
         verify_export(folder)
+    config = load_config(folder)
+    encoder = build_encoder(config.model)
+    try:
+        load_weights(encoder, load_file(folder / WEIGHTS), where=str(folder))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"model folder {folder} cannot be read: {error!r}") from error
+    return LoadedEncoder(encoder=encoder.eval(), config=config)
+
+
+def load_config(folder: Path) -> ExportConfig:
+    """What `config.json` says; raises UserError where it is missing, damaged or of another format."""
     try:
         content = cast(dict[str, Any], json.loads((folder / CONFIG).read_text(encoding="utf-8")))
         if content["format"] != FORMAT:
             raise UserError(f"model folder {folder} has format {content['format']}, this version reads {FORMAT}")
-        config = ExportConfig.from_json(content)
-        encoder = build_encoder(config.model)
-        load_weights(encoder, load_file(folder / WEIGHTS), where=str(folder))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+        return ExportConfig.from_json(content)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(f"model folder {folder} cannot be read: {error!r}") from error
-    return LoadedEncoder(encoder=encoder.eval(), config=config)
 
 
 def load_weights(encoder: Encoder, tensors: Mapping[str, Tensor], *, where: str) -> None:
