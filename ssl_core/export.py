@@ -9,15 +9,18 @@ checksums.json        sha256 of each file, written last
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ssl_core import rng
 from ssl_core.errors import UserError
 from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder, timm_arguments
 from ssl_core.storage.local import publish_bytes, sha256_file
@@ -155,6 +158,13 @@ def load_weights(encoder: Encoder, tensors: Mapping[str, Tensor], *, where: str)
         raise UserError(f"the weights of {where} do not fit the model: {first[:200]}") from error
 
 
+def example_images(config: ExportConfig, count: int) -> Tensor:
+    """Made-up images, always the same: float32 [count, C, S, S] from 0 to 1."""
+    model = config.model
+    shape = (count, model.in_chans, model.image_size, model.image_size)
+    return torch.from_numpy(rng.uniform(rng.key(0, "export.example"), math.prod(shape))).float().view(shape)
+
+
 def model_card(config: ExportConfig, *, title: str = "Self-supervised encoder", facts: Sequence[str] = ()) -> str:
     """Markdown: what the model is, how to load it in plain torch, what was measured."""
     model = config.model
@@ -171,17 +181,24 @@ def model_card(config: ExportConfig, *, title: str = "Self-supervised encoder", 
             f"{model.in_chans}, model.conv1.out_channels, 3, padding=1, bias=False), torch.nn.Identity()"
         )
     code.append(f'model.load_state_dict(load_file("{WEIGHTS}")); model.eval()')
-    words = [
-        f"# {title}",
-        "",
+    return card(title, input_words(config), code, "\n".join(facts))
+
+
+def input_words(config: ExportConfig) -> str:
+    """What goes into the encoder and what comes out, in words."""
+    model = config.model
+    return (
         f"Input: float [N, {model.in_chans}, {model.image_size}, {model.image_size}], pixels in [0, 1] minus mean "
         f"{[round(value, 6) for value in config.mean]} over deviation {[round(value, 6) for value in config.std]}. "
-        f"Output: {config.num_features} features an image.",
-        "",
-        "```python",
-        *code,
-        "```",
-        "",
-        *facts,
-    ]
-    return "\n".join(words).rstrip() + "\n"
+        f"Output: {config.num_features} features an image."
+    )
+
+
+def card(title: str, words: str, code: Sequence[str], facts: str) -> str:
+    """A model card from its parts; `facts` follow the code."""
+    return "\n".join([f"# {title}", "", words, "", "```python", *code, "```", "", facts]).rstrip() + "\n"
+
+
+def title_and_facts(text: str) -> tuple[str, str]:
+    """Of a card that `card` made."""
+    return text.splitlines()[0].removeprefix("# "), text.partition("\n```\n")[2].strip()

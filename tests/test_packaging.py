@@ -90,5 +90,8 @@ def test_constraints_pin_one_version_of_each_library_on_any_platform() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras: dict[str, list[str]] = project["optional-dependencies"]
-    wanted = [Requirement(text) for text in [*project["dependencies"], *extras["test"], *extras["benchmark"]]]
+    wanted = [
+        Requirement(text)
+        for text in [*project["dependencies"], *extras["test"], *extras["benchmark"], *extras["export"]]
+    ]
     assert [one.name for one in wanted if pins[canonicalize_name(one.name)] not in one.specifier] == []
