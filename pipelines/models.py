@@ -43,7 +43,9 @@ def main(overrides: list[str]) -> None:
         raise UserError("give one of model=, compare=, promote= and rollback=")
     names = config.compare.split(",") if isinstance(config.compare, str) else config.compare
     if names is not None and len(names) < 2:
-        raise UserError(f"compare={names[0]}: name two versions or more, such as compare=my-encoder/1,my-encoder/2")
+        raise UserError(
+            f"compare={','.join(names)}: name two versions or more, such as compare=my-encoder/1,my-encoder/2"
+        )
     chosen, _, number = (config.promote or "").rpartition("/")
     if config.promote is not None and not (chosen and number.isdecimal()):
         raise UserError(f"promote={config.promote}: write promote=<name>/<version>, such as promote=my-encoder/3")

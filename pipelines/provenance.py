@@ -91,17 +91,21 @@ def _version(name: str) -> str | None:
 
 
 def _machine() -> dict[str, Any]:
-    torch: Any = sys.modules.get("torch")
-    cuda = torch is not None and torch.cuda.is_available()
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else []
     return {
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "gpus": names,
-        "cuda": torch.version.cuda if cuda else None,
+        **_gpus(),
     }
+
+
+def _gpus() -> dict[str, Any]:
+    torch: Any = sys.modules.get("torch", None)
+    if not torch or not torch.cuda.is_available():
+        return {"gpus": [], "cuda": None}
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"gpus": names, "cuda": torch.version.cuda}
 
 
 def _processor() -> str:

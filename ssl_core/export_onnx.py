@@ -26,6 +26,9 @@ _ONE_FILE_BYTES = 1 << 30  # protobuf ends at 2 GiB: the weights of larger model
 class FromPixels(nn.Module):
     """Pixels from 0 to 1 → features: the normalisation, then the encoder."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, loaded: LoadedEncoder) -> None:
         super().__init__()
         self.encoder = loaded.encoder

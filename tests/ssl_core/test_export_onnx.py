@@ -86,6 +86,10 @@ def test_weights_beside_the_graph_and_other_features_refused(tmp_path: Path, mon
 
 def test_missing_packages_are_named_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(export_onnx, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+
+    def without_one(name: str) -> Any:
+        return None if name == "onnxscript" else find(name)
+
+    monkeypatch.setattr(export_onnx, "find_spec", without_one)
     with pytest.raises(UserError, match=r"format=onnx needs onnxscript: pip install 'ssl-pipelines\[export\]'"):
         save_onnx(tmp_path / "absent", tmp_path / "onnx")

@@ -54,9 +54,9 @@ def test_timm_alone_makes_the_same_features(
     images = torch.rand(4, model.in_chans, model.image_size, model.image_size)
     assert torch.equal(names["model"](images), load_encoder(export).encoder(images))
 
-    import timm
+    from timm.data.config import resolve_model_data_config
 
-    known = timm.data.resolve_model_data_config(names["model"])
+    known = resolve_model_data_config(names["model"])
     assert list(known["input_size"]) == [model.in_chans, model.image_size, model.image_size]
     assert known["mean"] == pytest.approx([0.1 * (channel + 3) for channel in range(model.in_chans)])
     assert (known["crop_pct"], known["interpolation"]) == (1.0, "bilinear")
