@@ -143,9 +143,10 @@ def pull_model(model_uri: str, to: Path, uri: str, *, form: "Format" = "safetens
             encoder cannot have this form.
         OSError: the files cannot be had.
     """
+    client, name, version = resolve(model_uri, uri)
+
     from pipelines.pull_formats import convert, holds
 
-    client, name, version = resolve(model_uri, uri)
     what = f"models:/{name}/{version.number}"
     digest = version.tags.get("export")
     if digest is None or version.model_id is None:

@@ -4,6 +4,7 @@ In MLflow: parameters and tags, `config.yaml`, `environment/attempt-0001.json` (
 the data sets with their digests as the run's inputs.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ def log_facts(tracker: Tracker, record: RunRecord, plan: "Plan") -> None:
     found = manifests(plan)
     for name, manifest in found.items():
         tracker.log_json({**asdict(manifest), "digest": manifest.digest}, f"manifests/{name}.json")
-    tracker.log_datasets([_dataset(name, manifest) for name, manifest in found.items()])
+    tracker.log_datasets(_datasets(found))
 
 
 def manifests(plan: "Plan") -> dict[str, "Manifest"]:
@@ -48,9 +49,17 @@ def manifests(plan: "Plan") -> dict[str, "Manifest"]:
     }
 
 
-def _dataset(name: str, manifest: "Manifest") -> Dataset:
-    facts = {"samples": manifest.num_samples, "bytes": manifest.num_bytes, "classes": len(manifest.classes)}
-    return Dataset(name=name, digest=manifest.digest, place=manifest.root, facts=facts)
+def _datasets(manifests: Mapping[str, "Manifest"]) -> list[Dataset]:
+    """Each data set once, named for all that it is for: MLflow keeps one purpose of a digest."""
+    uses: dict[str, list[str]] = {}
+    for name, manifest in manifests.items():
+        uses.setdefault(manifest.digest, []).append(name)
+    datasets: list[Dataset] = []
+    for digest, names in uses.items():
+        one = manifests[names[0]]
+        facts = {"samples": one.num_samples, "bytes": one.num_bytes, "classes": len(one.classes)}
+        datasets.append(Dataset(name=", ".join(names), digest=digest, place=one.root, facts=facts))
+    return datasets
 
 
 def publish_run_card(folder: Path) -> None:

@@ -102,8 +102,8 @@ def test_all_that_is_known_of_a_run_is_on_its_page_and_no_password(
         )
     assert found.inputs is not None
     data = {one.tags[0].value: one.dataset for one in found.inputs.dataset_inputs}
-    assert data.keys() == {"train", "probe-train", "probe-val"}
-    assert data["train"].digest == plan.train_data.digest[:36]
+    assert data.keys() == {"train, probe-train", "probe-val"}
+    assert data["train, probe-train"].digest == plan.train_data.digest[:36]
 
     place = str(found.info.artifact_uri).removeprefix("mlflow-artifacts:/")
     kept = {key.partition(f"{place}/")[2]: content for key, content in objects(endpoint).items() if place in key}
