@@ -20,6 +20,7 @@ from pipelines.mlflow_connection import (
     place,
     prepare_environment,
     tracking_uri,
+    without_passwords,
 )
 from ssl_core.errors import UserError
 
@@ -48,6 +49,15 @@ def test_what_mlflow_cannot_use_is_refused_without_its_password(uri: str) -> Non
 def test_passwords_are_left_out_of_messages() -> None:
     assert masked("see http://me:pw@host:5000/x and s3://bucket/a@b") == "see http://host:5000/x and s3://bucket/a@b"
     assert place("http://me:pw@host:5000/x") == "host:5000"
+
+
+def test_passwords_are_left_out_of_a_configuration_at_any_depth() -> None:
+    values = {"a": {"uri": "http://me:pw@host", "list": ["s3://b/c", ("http://me:pw@x",)]}, "steps": 3, "none": None}
+    assert without_passwords(values) == {
+        "a": {"uri": "http://host", "list": ["s3://b/c", ["http://x"]]},
+        "steps": 3,
+        "none": None,
+    }
 
 
 class _Health(http.server.BaseHTTPRequestHandler):

@@ -28,7 +28,7 @@ from cluster.mlflow_server import MlflowServer
 from cluster.object_store import ObjectStore, free_ports
 from pipelines import embed, pack
 from pipelines.config import compose
-from pipelines.mlflow_connection import connect, without_passwords
+from pipelines.mlflow_connection import connect, process_wide, without_passwords
 from pipelines.model_versions import versions
 from pipelines.plan import make_plan, with_absolute_paths
 from pipelines.provenance import environment
@@ -138,8 +138,8 @@ def test_a_version_has_all_that_the_registrys_page_shows(
     import mlflow
     from mlflow.models import get_model_info
 
-    mlflow.set_tracking_uri(uri)
-    info = get_model_info("models:/shown@champion")
+    with process_wide(uri):
+        info = get_model_info("models:/shown@champion")
     assert info.signature is not None
     assert info.signature.inputs.input_names() == ["image"]
     assert info.saved_input_example_info is not None
