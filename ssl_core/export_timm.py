@@ -8,7 +8,7 @@ README.md           the model card, with the line that loads it
 import json
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -55,9 +55,16 @@ def save_timm_folder(export: Path, folder: Path) -> None:
     code = ["import timm", "", 'model = timm.create_model("local-dir:.", pretrained=True).eval()  # in this folder']
     (folder / CARD).write_text(card(title, input_words(loaded.config), code, facts), encoding="utf-8")
     images = example_images(loaded.config, 3)
-    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    if not torch.equal(cast(Any, again)(images), loaded.encoder(images)):
-        raise UserError(f"timm {timm.__version__} makes another model of {model.name}: use format=safetensors or onnx")
+    try:
+        again: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        reason = None if torch.equal(again(images), loaded.encoder(images)) else "its features are others"
+    except (RuntimeError, TypeError, ValueError, KeyError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if reason is not None:
+        raise UserError(
+            f"format=timm: timm {timm.__version__} makes another model of {model.name} ({reason[:200]}): use another "
+            "format"
+        )
 
 
 def timm_config(config: ExportConfig) -> dict[str, Any]:

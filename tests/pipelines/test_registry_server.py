@@ -135,7 +135,6 @@ def test_a_version_has_all_that_the_registrys_page_shows(
     assert "| pretrained " in card
     assert "50.0 ± 1.0" in card
 
-    import mlflow
     from mlflow.models import get_model_info
 
     with process_wide(uri):
