@@ -58,8 +58,10 @@ class ServerProcess:
                 return
             except OSError:
                 time.sleep(0.1)
+        ended = self._process.poll()
         self.kill()
-        raise RuntimeError(f"{self.name} did not come up in {_START_SECONDS:.0f} s: see {self.log}")
+        what = f"did not come up in {_START_SECONDS:.0f} s" if ended is None else f"ended at once, status {ended}"
+        raise RuntimeError(f"{self.name} {what}: see {self.log}")
 
     def stop(self) -> None:
         """Ask it to end, and end it where it takes too long; nothing where it does not run."""
