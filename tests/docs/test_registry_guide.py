@@ -108,7 +108,9 @@ def follow(line: str, port: str, folder: Path, stack: ExitStack) -> None:
 @contextmanager
 def server(words: list[str], port: str, folder: Path) -> Generator[None]:
     """`mlflow …`, until the guide ends."""
-    log, environment = folder / "serve.log", {**os.environ, "PYTHONPATH": str(ROOT)}
+    log = folder / "serve.log"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as in an environment that is active
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
     with log.open("w") as output:
         command = [sys.executable, "-m", "mlflow", *words]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)

@@ -236,7 +236,8 @@ def served(model: str, registry: str, folder: Path) -> Generator[str]:
     """`mlflow models serve`, as a process of its own; where it takes images."""
     (port,) = free_ports(1)
     words = ["-m", model, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": registry, "PYTHONPATH": str(ROOT)}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # MLflow starts `uvicorn` by its name
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": registry, "PYTHONPATH": str(ROOT), "PATH": path}
     environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "serve.log").open("w") as log:
         process = subprocess.Popen(
