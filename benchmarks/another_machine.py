@@ -1,6 +1,6 @@
 """A model pulled on "another machine": a fresh virtual environment with the wheel alone, and the registry's address.
 
-    python benchmarks/another_machine.py [--threads 1]
+    python benchmarks/another_machine.py [--threads 1] [--python <its interpreter, where the environment is there>]
 
 Registers an encoder on an MLflow server with a database and a bucket, embeds images here from the run's folder, builds
 the wheel, installs it into a new environment with constraints.txt, and gives `pull` and `embed` there: another folder
@@ -65,7 +65,9 @@ def main() -> int:
     """Do it all; status 1 where a bit differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    threads = f"threads={parser.parse_args().threads}"
+    parser.add_argument("--python", type=Path)
+    arguments = parser.parse_args()
+    threads = f"threads={arguments.threads}"
     with a_registry() as (uri, folder), tempfile.TemporaryDirectory() as name:
         photos, elsewhere = folder / "photos", Path(name)
         photos.mkdir()
@@ -77,7 +79,7 @@ def main() -> int:
         embed.main([f"model={trained}", f"data={photos}", f"output={folder}/before.parquet", threads])
         print(register_run(trained, "away", uri))
 
-        python = fresh_environment(elsewhere)
+        python = arguments.python or fresh_environment(elsewhere)
         (elsewhere / "home").mkdir()
         clean = {"PATH": os.defpath, "HOME": str(elsewhere / "home"), "MLFLOW_TRACKING_URI": uri}
         words = ["-m", "pipelines.pull", "model=models:/away@champion", "to=encoder"]
