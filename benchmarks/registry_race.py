@@ -4,10 +4,10 @@
     python benchmarks/registry_race.py --rounds 50 --blind      with the fault that the gate is built against: goes red
 
 Starts an MLflow server with a database, its artifacts in an object store, and two processes with a client each, which
-register two versions of a model at the same moment; one is better by three standard errors. Every call of the gate to
-the registry may be held up (one in four, for --pause seconds), as on a slow network, so that one process acts on what
-it read before the other one came. Odd rounds meet a champion that both are better than; even rounds begin without a
-model.
+register two versions of a model at the same moment; one is better by three standard errors. Every other time, a process
+waits for --pause seconds between its decision who is champion and the setting of the alias, as one that was stopped
+there, so that it acts on what it read before the other one came. Odd rounds meet a champion that both are better than;
+even rounds begin without a model.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,6 @@ ERROR = 0.005
 TINY = ModelConfig(
     name="resnet18", image_size=16, stem="cifar", arguments={"layers": [1] * 4, "channels": [4, 4, 8, 8]}
 )
-HELD_UP = ("get_registered_model", "search_model_versions", "set_model_version_tag", "set_registered_model_alias")
 PATIENCE_SECONDS = 300.0
 
 
@@ -131,24 +130,19 @@ def register_rounds(race: Race, side: int, barrier: Any, results: Any) -> None:
         barrier.wait(PATIENCE_SECONDS)  # … and has seen it
 
 
-def hold_up(pause: float, dice: random.Random) -> list[str]:
-    """Make one call in four wait before it is sent; the list gets a line each time the champion is set."""
+def hold_up(pause: float, dice: random.Random) -> list[int]:
+    """Let every other setting of the champion wait before it is sent; the list gets the number of each version set."""
     from mlflow import MlflowClient
 
-    champions: list[str] = []
+    set_alias, champions = MlflowClient.set_registered_model_alias, list[int]()
 
-    def slowly(call: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def held_up(*arguments: Any, **options: Any) -> Any:
-            if dice.random() < 0.25:
-                time.sleep(pause)
-            if name == "set_registered_model_alias" and model_versions.CHAMPION in arguments:
-                champions.append(name)
-            return call(*arguments, **options)
+    def held_up(self: MlflowClient, name: str, alias: str, version: str) -> None:
+        if alias == model_versions.CHAMPION:
+            time.sleep(pause if dice.random() < 0.5 else 0.0)
+            champions.append(int(version))
+        set_alias(self, name, alias, version)
 
-        return held_up
-
-    for name in HELD_UP:
-        setattr(MlflowClient, name, slowly(getattr(MlflowClient, name), name))
+    MlflowClient.set_registered_model_alias = held_up
     return champions
 
 
@@ -222,7 +216,7 @@ def main() -> int:
     """Race and print; status 1 where a champion was the wrong one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--pause", type=float, default=0.8)
+    parser.add_argument("--pause", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--blind", action="store_true", help="do not read again after setting the alias")
     words = parser.parse_args()

@@ -202,7 +202,7 @@ def test_two_registrations_at_once_leave_one_champion_the_better_one(
     mlflow_on_s3: MlflowServer, tmp_path: Path
 ) -> None:
     """The short form of benchmarks/registry_race.py."""
-    race = Race(uri=mlflow_on_s3.uri, storage=str(tmp_path), rounds=5, pause=0.5, blind=False, seed=0)
+    race = Race(uri=mlflow_on_s3.uri, storage=str(tmp_path), rounds=5, pause=2.0, blind=False, seed=0)
     rounds = run_race(race)
     assert len(rounds) == 5
     assert all(one.right for one in rounds), summary(rounds)
