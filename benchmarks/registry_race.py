@@ -4,10 +4,10 @@
     python benchmarks/registry_race.py --rounds 50 --blind      with the fault that the gate is built against: goes red
 
 Starts an MLflow server with a database, its artifacts in an object store, and two processes with a client each, which
-register two versions of a model at the same moment; one is better by three standard errors. Every other time, a process
-waits for --pause seconds between its decision who is champion and the setting of the alias, as one that was stopped
-there, so that it acts on what it read before the other one came. Odd rounds meet a champion that both are better than;
-even rounds begin without a model.
+register two versions of a model at the same moment; one is better by three standard errors. Before it makes its version
+and between its decision who is champion and the setting of the alias, a process waits for up to --pause seconds, as on
+a slow network, so that one often acts on what it read before the other one came. Odd rounds meet a champion that both
+are better than; even rounds begin without a model.
 """
 
 import argparse
@@ -131,18 +131,23 @@ def register_rounds(race: Race, side: int, barrier: Any, results: Any) -> None:
 
 
 def hold_up(pause: float, dice: random.Random) -> list[int]:
-    """Let every other setting of the champion wait before it is sent; the list gets the number of each version set."""
+    """Let what decides a race wait before it is sent; the list gets the number of each version made champion."""
     from mlflow import MlflowClient
 
-    set_alias, champions = MlflowClient.set_registered_model_alias, list[int]()
+    make, set_alias, champions = MlflowClient.create_model_version, MlflowClient.set_registered_model_alias, list[int]()
 
-    def held_up(self: MlflowClient, name: str, alias: str, version: str) -> None:
+    def make_later(self: MlflowClient, *arguments: Any, **options: Any) -> Any:
+        time.sleep(dice.uniform(0, pause))
+        return make(self, *arguments, **options)
+
+    def set_later(self: MlflowClient, name: str, alias: str, version: str) -> None:
         if alias == model_versions.CHAMPION:
-            time.sleep(pause if dice.random() < 0.5 else 0.0)
+            time.sleep(dice.uniform(0, pause))
             champions.append(int(version))
         set_alias(self, name, alias, version)
 
-    MlflowClient.set_registered_model_alias = held_up
+    MlflowClient.create_model_version = make_later
+    MlflowClient.set_registered_model_alias = set_later
     return champions
 
 
@@ -172,10 +177,11 @@ def run_race(race: Race) -> list[Round]:
             sides = {side: done for _, side, done in (results.get() for _ in range(SIDES))}
             rounds.append(look(client, number, tuple(sides[side] for side in range(SIDES))))
             barrier.wait(PATIENCE_SECONDS)
-    finally:
-        barrier.abort()
         for process in processes:
-            process.join(10)
+            process.join(PATIENCE_SECONDS)
+    finally:
+        barrier.abort()  # nothing but where a round failed
+        for process in processes:
             process.kill()
     return rounds
 
