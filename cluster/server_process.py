@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cluster.process_tree import kill_tree, process_tree
 
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0  # a new database takes MLflow seven seconds, and a minute on a machine with much else to do
 
 
 @dataclass(kw_only=True)
@@ -58,8 +58,10 @@ class ServerProcess:
                 return
             except OSError:
                 time.sleep(0.1)
+        ended = self._process.poll()
         self.kill()
-        raise RuntimeError(f"{self.name} did not come up in {_START_SECONDS:.0f} s: see {self.log}")
+        what = f"did not come up in {_START_SECONDS:.0f} s" if ended is None else f"ended at once, status {ended}"
+        raise RuntimeError(f"{self.name} {what}: see {self.log}")
 
     def stop(self) -> None:
         """Ask it to end, and end it where it takes too long; nothing where it does not run."""

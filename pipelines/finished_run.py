@@ -4,9 +4,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pipelines.provenance import Code
 from pipelines.run_folder import EXPORT, PROBE_FILE, SUMMARY_FILE, read_record
 from ssl_core.errors import UserError
+
+if TYPE_CHECKING:
+    from ssl_core.probe.report import ProbeReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +31,7 @@ class FinishedRun:
     folder: Path
     mlflow_run: str | None
     manifest: str  # digest
+    code: str | None  # the commit, and whether there were changes on top of it
     probe: ProbeNumbers | None
 
     @property
@@ -49,30 +55,38 @@ def read_finished_run(folder: Path) -> FinishedRun:
         raise UserError(f"{folder} is a sweep: register one of its runs, {folder}/<run>, or the winner trained in full")
     if not (folder / EXPORT / "checksums.json").is_file():
         raise UserError(f"run {folder} has no exported encoder in {EXPORT}/: give its pretrain command again")
+    report, code = read_probe_report(folder), (record.environment or {}).get("code")
     return FinishedRun(
         name=record.name,
         folder=folder,
         mlflow_run=record.mlflow_run,
         manifest=record.identity["data"]["manifest"],
-        probe=read_probe(folder / PROBE_FILE),
+        code=None if code is None else str(Code(**code)),
+        probe=None if report is None else _numbers(report),
     )
 
 
-def read_probe(path: Path) -> ProbeNumbers | None:
-    """The pretrained encoder's numbers in a `probe.json`; None where there is none.
+def read_probe_report(folder: Path) -> "ProbeReport | None":
+    """What the probe of a run measured; None where there was none.
 
     Raises:
-        UserError: it is damaged, or of another format.
+        UserError: its file is damaged, or of another format.
     """
+    path = folder / PROBE_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): probe the run again") from error
-    from ssl_core.probe.report import PRETRAINED, ProbeReport
+    from ssl_core.probe.report import ProbeReport
 
-    report = ProbeReport.from_dict(content)
+    return ProbeReport.from_dict(content)
+
+
+def _numbers(report: "ProbeReport") -> ProbeNumbers:
+    from ssl_core.probe.report import PRETRAINED
+
     row = report.rows[PRETRAINED]
     return ProbeNumbers(
         data=report.data_digest,

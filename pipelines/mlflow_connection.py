@@ -12,7 +12,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,10 +90,17 @@ def masked(text: str) -> str:
     return _SECRET_PARAMETER.sub(r"\1…", re.sub(r"(?<=://)[^/@\s]*@", "", text))
 
 
-def without_password(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as it may be written down and sent to workers: `tracking.uri` without user name and password."""
-    uri = values["tracking"]["uri"]
-    return {**values, "tracking": {**values["tracking"], "uri": masked(uri) if isinstance(uri, str) else uri}}
+def without_passwords(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as it may be written down and sent to workers: its texts are `masked`, at any depth."""
+    return {name: _masked_value(value) for name, value in values.items()}
+
+
+def _masked_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_passwords(cast(Mapping[str, Any], value))
+    if isinstance(value, list | tuple):
+        return [_masked_value(one) for one in cast(Sequence[Any], value)]
+    return masked(value) if isinstance(value, str) else value
 
 
 def check_reachable(uri: str, *, patience_seconds: float = 5.0) -> None:

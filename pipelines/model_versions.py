@@ -1,13 +1,13 @@
 """The versions of a registered model: their tags and aliases, and moving `champion` by the gate or by hand.
 
-Tags of a version: `run`, `mlflow_run`; the digests `weights`, `export` (with the model card), `manifest`, `probe.data`;
-`probe.<metric>` and `probe.<metric>.error` as shares; `promoted` (when, by hand), `champion_before` (whom it took over
-from).
+Tags of a version: `run`, `mlflow_run`, `code` (the commit); the digests `weights`, `export` (with the model card),
+`manifest`, `probe.data`; `probe.<metric>` and `probe.<metric>.error` as shares; `promoted` (when, by hand),
+`champion_before` (whom it took over from).
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CHAMPION, CHALLENGER = "champion", "challenger"
 _PROMOTION_TAG = "promotion"
 _ROUNDS = 10
+_WRITES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +108,26 @@ def settle(client: "MlflowClient", model: str, metric: str) -> list[Version]:
         if best is None or best.version == present:
             return everyone
         if present is not None:
-            client.set_model_version_tag(model, str(best.version), "champion_before", str(present))
-        client.set_registered_model_alias(model, CHAMPION, str(best.version))
+            insist(client.set_model_version_tag, model, str(best.version), "champion_before", str(present))
+        insist(client.set_registered_model_alias, model, CHAMPION, str(best.version))
     raise OSError(f"models:/{model}@{CHAMPION} keeps changing under other registrations: register again")
+
+
+def insist(write: Callable[..., None], *arguments: str) -> None:
+    """Write a tag or an alias that somebody else may be writing at the same moment.
+
+    MLflow looks whether the row is there and then inserts it, so of two writers its database refuses one, with
+    BAD_REQUEST; the next time the row is there.
+    """
+    from mlflow.exceptions import MlflowException
+
+    for left in reversed(range(_WRITES)):
+        try:
+            return write(*arguments)
+        except MlflowException as error:
+            if error.error_code != "BAD_REQUEST" or not left:
+                raise
+    return None
 
 
 def promote(client: "MlflowClient", model: str, number: int) -> str:

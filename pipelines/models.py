@@ -1,7 +1,8 @@
-"""The registered models: versions with alias, probe numbers, date and run; promotion by hand, and back.
+"""The registered models: versions with alias, probe numbers, date and run; compared; promoted by hand, and back.
 
   python -m pipelines.models                            all models
   python -m pipelines.models model=my-encoder           its versions side by side
+  python -m pipelines.models compare=my-encoder/1,my-encoder/3     numbers, their differences, what else differs
   python -m pipelines.models promote=my-encoder/3       make version 3 the champion by hand
   python -m pipelines.models rollback=my-encoder        the champion before the present one is it again
 
@@ -28,6 +29,7 @@ class ModelsConfig:
     """`configs/models.yaml`."""
 
     model: str | None
+    compare: str | tuple[str, ...] | None
     promote: str | None
     rollback: str | None
     storage: str
@@ -35,10 +37,15 @@ class ModelsConfig:
 
 
 def main(overrides: list[str]) -> None:
-    """List, promote, or roll back."""
+    """List, compare, promote, or roll back."""
     config = typed(ModelsConfig, compose("models", overrides))
-    if sum(word is not None for word in (config.model, config.promote, config.rollback)) > 1:
-        raise UserError("give one of model=, promote= and rollback=")
+    if sum(word is not None for word in (config.model, config.compare, config.promote, config.rollback)) > 1:
+        raise UserError("give one of model=, compare=, promote= and rollback=")
+    names = config.compare.split(",") if isinstance(config.compare, str) else config.compare
+    if names is not None and len(names) < 2:
+        raise UserError(
+            f"compare={','.join(names)}: name two versions or more, such as compare=my-encoder/1,my-encoder/2"
+        )
     chosen, _, number = (config.promote or "").rpartition("/")
     if config.promote is not None and not (chosen and number.isdecimal()):
         raise UserError(f"promote={config.promote}: write promote=<name>/<version>, such as promote=my-encoder/3")
@@ -51,6 +58,8 @@ def main(overrides: list[str]) -> None:
     with plain_errors(uri):
         if config.promote is not None:
             say(promote(client, chosen, int(number)))
+        elif names is not None:
+            _compare([name.strip() for name in names], uri)
         elif config.rollback is not None:
             say(roll_back(client, config.rollback))
         elif config.model is not None:
@@ -82,6 +91,20 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def _compare(names: Sequence[str], uri: str) -> None:
+    from pipelines.comparison import Compared, comparison, parameters_of, unknown_runs
+    from pipelines.registry import resolve
+
+    compared: list[Compared] = []
+    for name in names:
+        client, model, version = resolve(f"models:/{name.removeprefix('models:/')}", uri)
+        parameters = parameters_of(client, version)
+        compared.append(Compared(name=f"{model}/{version.number}", version=version, parameters=parameters))
+    say(aligned(comparison(compared)))
+    if unknown := unknown_runs(compared):
+        say(f"configurations are not compared: this server does not have the run of {', '.join(unknown)}")
 
 
 def _list_models(client: "MlflowClient", uri: str) -> None:

@@ -24,12 +24,12 @@ def main(overrides: list[str]) -> None:
 def _pretrain(overrides: list[str], stop: StopSignals) -> None:
     values = compose("pretrain", overrides)
 
-    from pipelines.mlflow_connection import without_password
+    from pipelines.mlflow_connection import without_passwords
     from pipelines.plan import check_inputs, make_plan, with_absolute_paths
     from pipelines.run_folder import RunFolder
 
     tracker = values["tracking"]["uri"]
-    values = without_password(with_absolute_paths(values))
+    values = without_passwords(with_absolute_paths(values))
     plan = make_plan(values)
     config = plan.config
     name = config.name or f"{config.method['name']}-{config.model.name}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -13,6 +13,8 @@ from pipelines.evaluation import probe_on_ray
 from pipelines.mlflow_connection import check_reachable, masked, tracking_uri
 from pipelines.pictures import draw_on_ray
 from pipelines.plan import Plan
+from pipelines.provenance import environment
+from pipelines.run_facts import log_facts, publish_run_card
 from pipelines.run_folder import RunFolder
 from pipelines.stop_signals import StopSignals
 from pipelines.tracking import Tracker
@@ -53,20 +55,20 @@ def carry_out(run: RunFolder, plan: Plan, stop: StopSignals, uri: str, *, parent
     Raises:
         Resumable, UserError, WorkerFailed: as `train_to_the_end`.
     """
-    config = plan.config
     tracker = Tracker.open(
         uri,
-        config=config.tracking,
+        config=plan.config.tracking,
         run_name=run.record.name,
         run_folder=run.path,
         run_id=None if _new_there(run, uri) else run.record.mlflow_run,
         parent=parent,
     )
-    run.update(mlflow_run=tracker.run_id, tracking_uri=masked(uri))
-    tracker.log_params({**run.record.config, "lanes": plan.lanes.count, "total_steps": plan.total_steps})
-    tracker.set_tags(
-        {"manifest": plan.train_data.digest, "method": config.method["name"], "run_folder": run.record.name}
-    )
+    made_with = environment()
+    run.update(mlflow_run=tracker.run_id, tracking_uri=masked(uri), environment=made_with)
+    if made_with["code"] is not None and made_with["code"]["dirty"]:
+        commit = made_with["code"]["commit"][:12]
+        say(f"the code is not that of its commit {commit}: it has uncommitted changes, and the run says so")
+    log_facts(tracker, run.record, plan)
     status = "FAILED"
     try:
         _train_probe_register(run, plan, stop, tracker, uri, parent)
@@ -98,7 +100,9 @@ def _train_probe_register(
         tracker.log_results(report.metrics(), step=plan.total_steps)
         tracker.set_tags({"mlflow.note.content": report.table()})  # the run's description on its page
         summary["probe"] = report.to_dict()
-    tracker.log_artifact(run.path / "export" / "config.json", "export")
+    publish_run_card(run.path)
+    for name in ("config.json", "README.md"):
+        tracker.log_artifact(run.path / "export" / name, "export")
     for picture in _pictures(run, plan) if parent is None else ():
         tracker.log_artifact(picture, "pictures")
     for part in sorted((run.path / PROFILE).glob("*")):

@@ -24,6 +24,7 @@ from pipelines.model_versions import (
     Version,
     checked_name,
     find_version,
+    insist,
     promotion,
     settle,
     versions,
@@ -33,7 +34,10 @@ from ssl_core.errors import UserError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from pipelines.pull_formats import Format
+
 METRIC = "linear"
+_DESCRIPTION_CHARACTERS = 5000  # what MLflow's databases take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +84,8 @@ def register_run(run_folder: Path, model: str, uri: str, *, metric: str = METRIC
             number = known[0].number
             for key, value in tags.items():
                 if key != "export":  # what the registry holds stays as it is
-                    client.set_model_version_tag(model, str(number), key, value)
+                    insist(client.set_model_version_tag, model, str(number), key, value)
+            client.update_model_version(model, str(number), _description(run))
         else:
             number = _create_version(client, run, model, tags, uri)
         everyone = settle(client, model, metric)
@@ -121,38 +126,47 @@ def resolve(model_uri: str, uri: str) -> tuple["MlflowClient", str, Version]:
     raise UserError(f"{model_uri}: model {name} has no alias {alias}; there are {', '.join(known[:12])}")
 
 
-def pull_model(model_uri: str, to: Path, uri: str) -> Path:
+def pull_model(model_uri: str, to: Path, uri: str, *, form: "Format" = "safetensors") -> Path:
     """Download a registered encoder and verify it.
 
     Args:
         model_uri: see `resolve`.
         to: the folder that it becomes; where it holds this very model already, nothing is done.
         uri: the registry.
+        form: what it becomes; see `pipelines.pull_formats`.
 
     Returns:
-        `to`, which `ssl_core.export.load_encoder` reads.
+        `to`, which `ssl_core.export.load_encoder` reads where the form is safetensors.
 
     Raises:
-        UserError: there is no such model, `to` holds something else, or the files are not what was registered.
+        UserError: there is no such model, `to` holds something else, the files are not what was registered, or the
+            encoder cannot have this form.
         OSError: the files cannot be had.
     """
     client, name, version = resolve(model_uri, uri)
+
+    from pipelines.pull_formats import convert, holds
+
     what = f"models:/{name}/{version.number}"
     digest = version.tags.get("export")
     if digest is None or version.model_id is None:
         raise UserError(f"{what} was not registered by these pipelines: it has no checksums to verify it by")
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        if _same_export(to, digest):
+        if holds(to, digest, form):
             return to
-        raise UserError(f"to={to} exists and is not {what}: name another folder")
+        raise UserError(f"to={to} exists and is not {what} as format={form}: name another folder")
     to.parent.mkdir(parents=True, exist_ok=True)
     temporary = to.with_name(f".{to.name}.{uuid.uuid4().hex}.partial")
     try:
         with plain_errors(uri):
             _download(client, version.model_id, temporary, uri)
-        if not _same_export(temporary / EXPORT, digest):
+        made = temporary / EXPORT
+        if not holds(made, digest, "safetensors"):
             raise UserError(f"{what}: the files in the registry are damaged, they differ from what was registered")
-        (temporary / EXPORT).rename(to)
+        if form != "safetensors":
+            made = temporary / form
+            convert(temporary / EXPORT, made, form, version=what)
+        made.rename(to)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return to
@@ -166,30 +180,28 @@ def _download(client: "MlflowClient", model_id: str, folder: Path, uri: str) -> 
     download_artifacts(artifact_uri=f"{location}/data/{EXPORT}", dst_path=str(folder), tracking_uri=uri)
 
 
-def _same_export(folder: Path, digest: str) -> bool:
-    from ssl_core.export import CHECKSUMS, export_digest, verify_export
-
-    try:
-        verify_export(folder)
-    except UserError:
-        return False
-    return (folder / CHECKSUMS).is_file() and export_digest(folder) == digest
-
-
 def _tags(run: FinishedRun) -> dict[str, str]:
     from ssl_core.export import export_digest, verify_export
 
     verify_export(run.export)
     tags = {"run": run.name, "manifest": run.manifest}
     tags |= {"export": export_digest(run.export), "weights": _weights_digest(run.export)}
-    if run.mlflow_run is not None:
-        tags["mlflow_run"] = run.mlflow_run
+    tags |= {"mlflow_run": run.mlflow_run} if run.mlflow_run is not None else {}
+    tags |= {"code": run.code} if run.code is not None else {}
     if run.probe is not None:
         tags["probe.data"] = run.probe.data
         for metric, value in run.probe.values.items():
             tags[f"probe.{metric}"] = repr(value)
             tags[f"probe.{metric}.error"] = repr(run.probe.errors[metric])
     return tags
+
+
+def _description(run: FinishedRun) -> str:
+    """The model card, for the version's page."""
+    from ssl_core.export import CARD
+
+    card = (run.export / CARD).read_text(encoding="utf-8")
+    return card if len(card) <= _DESCRIPTION_CHARACTERS else card[: _DESCRIPTION_CHARACTERS - 1] + "…"
 
 
 def _weights_digest(folder: Path) -> str:
@@ -219,7 +231,9 @@ def _create_version(client: "MlflowClient", run: FinishedRun, model: str, tags: 
             raise
     source = f"models:/{logged.model_id}"
     with process_wide(uri):
-        made = client.create_model_version(model, source, run_id=source_run, tags=tags, model_id=logged.model_id)
+        made = client.create_model_version(
+            model, source, run_id=source_run, tags=tags, description=_description(run), model_id=logged.model_id
+        )
     return int(made.version)
 
 
@@ -264,6 +278,6 @@ def _outcome(
     elif own.entry(metric).value is not None:
         challenger = max((one.number for one in everyone if CHALLENGER in one.aliases), default=0)
         if number > challenger:
-            client.set_registered_model_alias(model, CHALLENGER, str(number))
+            insist(client.set_registered_model_alias, model, CHALLENGER, str(number))
         alias = CHALLENGER if number >= challenger else None
     return Registration(model=model, version=number, new=new, alias=alias, reason=reason)

@@ -33,6 +33,7 @@ class RunRecord:
     mlflow_run: str | None = None
     tracking_uri: str | None = None
     training: Mapping[str, Any] | None = None
+    environment: Mapping[str, Any] | None = None  # `pipelines.provenance`, of the last command
     # `step` and `reason` of each attempt that lost a worker
     failures: Sequence[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
 

@@ -8,6 +8,7 @@ value is therefore the last step that MLflow has; lines up to it are left out. T
 sent again because its answer was lost is the same batch, which MLflow keeps once.
 """
 
+import json
 import math
 import sys
 import time
@@ -28,17 +29,19 @@ from pipelines.mlflow_connection import (
     tracking_uri,
 )
 from ssl_core.errors import UserError
+from ssl_core.storage.s3 import is_s3
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Status", "Tracker", "TrackingConfig", "check_reachable", "flatten", "tracking_uri"]
+__all__ = ["Dataset", "Status", "Tracker", "TrackingConfig", "check_reachable", "flatten", "tracking_uri"]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 STEP_METRIC = "logged_step"
 PARENT_TAG = "mlflow.parentRunId"
 _PARAMETER_CHARACTERS = 6000
 _PARAMETERS_A_CALL = 100
+_DIGEST_CHARACTERS = 36  # what MLflow keeps of a data set's
 _SECRET_WORDS = ("secret", "password", "token", "credential", "access_key")
 _HOPELESS = (
     "RESOURCE_DOES_NOT_EXIST",
@@ -55,6 +58,16 @@ class TrackingConfig:
 
     uri: str | None = None
     experiment: str = "ssl-pipelines"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What a run reads, as MLflow shows it."""
+
+    name: str  # what for
+    digest: str
+    place: str
+    facts: Mapping[str, int]
 
 
 class Tracker:
@@ -134,6 +147,16 @@ class Tracker:
         """Copy a small file to the run's artifacts."""
         self._submit(lambda: self._client.log_artifact(self.run_id, str(path), folder))
 
+    def log_json(self, content: Mapping[str, Any], path: str) -> None:
+        """Write JSON values to the run's artifacts; `path` ends with .json or .yaml, and says which it becomes."""
+        kept = dict(content)
+        self._submit(lambda: self._client.log_dict(self.run_id, kept, path))
+
+    def log_datasets(self, datasets: Sequence[Dataset]) -> None:
+        """Name what the run reads; again is no error."""
+        kept = list(datasets)
+        self._submit(lambda: _log_datasets(self._client, self.run_id, kept))
+
     def flush(self, *, wait_seconds: float = 30.0) -> bool:
         """Wait until MLflow has all so far; whether it has, within `wait_seconds`."""
         return self._forwarder.flush(wait_seconds=wait_seconds)
@@ -202,7 +225,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             flat |= flatten(cast(Mapping[str, Any], value), f"{name}.")
-        elif not any(word in str(key).lower() for word in _SECRET_WORDS):
+        elif not (isinstance(value, str) and any(word in str(key).lower() for word in _SECRET_WORDS)):
             text = masked(str(value))
             flat[name] = text if len(text) <= _PARAMETER_CHARACTERS else text[: _PARAMETER_CHARACTERS - 1] + "…"
     return flat
@@ -234,6 +257,23 @@ def _log_results(client: "MlflowClient", run_id: str, results: Mapping[str, floa
     new = [Metric(key, value, now, step) for key, value in results.items() if not _same(known.get(key), value)]
     if new:
         client.log_batch(run_id, metrics=new)
+
+
+def _log_datasets(client: "MlflowClient", run_id: str, datasets: Sequence[Dataset]) -> None:
+    from mlflow.entities import Dataset as MlflowDataset
+    from mlflow.entities import DatasetInput, InputTag
+
+    inputs: list[DatasetInput] = []
+    for one in datasets:
+        source = json.dumps({"uri": masked(one.place)})
+        kind, digest, facts = (
+            "s3" if is_s3(one.place) else "local",
+            one.digest[:_DIGEST_CHARACTERS],
+            json.dumps(one.facts),
+        )
+        data = MlflowDataset(Path(one.place).name or one.name, digest, kind, source, profile=facts)
+        inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", one.name)]))
+    client.log_inputs(run_id, inputs)
 
 
 def _same(known: float | None, value: float) -> bool:

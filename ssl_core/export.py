@@ -9,15 +9,18 @@ checksums.json        sha256 of each file, written last
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ssl_core import rng
 from ssl_core.errors import UserError
 from ssl_core.nn.backbones import Encoder, ModelConfig, build_encoder, timm_arguments
 from ssl_core.storage.local import publish_bytes, sha256_file
@@ -125,16 +128,24 @@ def load_encoder(folder: Path, *, verify: bool = True) -> LoadedEncoder:
     """
     if verify:
         verify_export(folder)
+    config = load_config(folder)
+    encoder = build_encoder(config.model)
+    try:
+        load_weights(encoder, load_file(folder / WEIGHTS), where=str(folder))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"model folder {folder} cannot be read: {error!r}") from error
+    return LoadedEncoder(encoder=encoder.eval(), config=config)
+
+
+def load_config(folder: Path) -> ExportConfig:
+    """What `config.json` says; raises UserError where it is missing, damaged or of another format."""
     try:
         content = cast(dict[str, Any], json.loads((folder / CONFIG).read_text(encoding="utf-8")))
         if content["format"] != FORMAT:
             raise UserError(f"model folder {folder} has format {content['format']}, this version reads {FORMAT}")
-        config = ExportConfig.from_json(content)
-        encoder = build_encoder(config.model)
-        load_weights(encoder, load_file(folder / WEIGHTS), where=str(folder))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+        return ExportConfig.from_json(content)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(f"model folder {folder} cannot be read: {error!r}") from error
-    return LoadedEncoder(encoder=encoder.eval(), config=config)
 
 
 def load_weights(encoder: Encoder, tensors: Mapping[str, Tensor], *, where: str) -> None:
@@ -145,6 +156,13 @@ def load_weights(encoder: Encoder, tensors: Mapping[str, Tensor], *, where: str)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(f"the weights of {where} do not fit the model: {first[:200]}") from error
+
+
+def example_images(config: ExportConfig, count: int) -> Tensor:
+    """Made-up images, always the same: float32 [count, C, S, S] from 0 to 1."""
+    model = config.model
+    shape = (count, model.in_chans, model.image_size, model.image_size)
+    return torch.from_numpy(rng.uniform(rng.key(0, "export.example"), math.prod(shape))).float().view(shape)
 
 
 def model_card(config: ExportConfig, *, title: str = "Self-supervised encoder", facts: Sequence[str] = ()) -> str:
@@ -163,17 +181,24 @@ def model_card(config: ExportConfig, *, title: str = "Self-supervised encoder", 
             f"{model.in_chans}, model.conv1.out_channels, 3, padding=1, bias=False), torch.nn.Identity()"
         )
     code.append(f'model.load_state_dict(load_file("{WEIGHTS}")); model.eval()')
-    words = [
-        f"# {title}",
-        "",
+    return card(title, input_words(config), code, "\n".join(facts))
+
+
+def input_words(config: ExportConfig) -> str:
+    """What goes into the encoder and what comes out, in words."""
+    model = config.model
+    return (
         f"Input: float [N, {model.in_chans}, {model.image_size}, {model.image_size}], pixels in [0, 1] minus mean "
         f"{[round(value, 6) for value in config.mean]} over deviation {[round(value, 6) for value in config.std]}. "
-        f"Output: {config.num_features} features an image.",
-        "",
-        "```python",
-        *code,
-        "```",
-        "",
-        *facts,
-    ]
-    return "\n".join(words).rstrip() + "\n"
+        f"Output: {config.num_features} features an image."
+    )
+
+
+def card(title: str, words: str, code: Sequence[str], facts: str) -> str:
+    """A model card from its parts; `facts` follow the code."""
+    return "\n".join([f"# {title}", "", words, "", "```python", *code, "```", "", facts]).rstrip() + "\n"
+
+
+def title_and_facts(text: str) -> tuple[str, str]:
+    """Of a card that `card` made."""
+    return text.splitlines()[0].removeprefix("# "), text.partition("\n```\n")[2].strip()

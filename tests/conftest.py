@@ -1,11 +1,15 @@
 """What all tests share: fixed threads, no servers or credentials of the user's, stages by cost, the folder `shared`."""
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+from cluster.mlflow_server import MlflowServer, mlflow_server
 from cluster.object_store import ObjectStore, object_store
 
 # Before torch, OpenCV or a subprocess reads them: sums are added in the same order on every machine, and test workers
@@ -84,3 +88,26 @@ def s3_store(endpoint: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectSt
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("ssl_core.storage.s3._FIRST_PAUSE_SECONDS", 0.001)
     return endpoint
+
+
+@pytest.fixture(scope="session")
+def mlflow_on_s3(endpoint: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Generator[MlflowServer]:
+    """A real MLflow server with a database; its artifacts go to the bucket `mlflow`, whose keys only the server has."""
+    endpoint.make_bucket("mlflow")
+    folder = tmp_path_factory.mktemp("mlflow-server")
+    with mlflow_server(folder, artifacts="s3://mlflow/artifacts", environment=endpoint.environment) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built without a network from a copy, so that no `build/` of an earlier tree gets into it."""
+    source = tmp_path_factory.mktemp("source")
+    for package in ("pipelines", "ssl_core", "cluster", "configs"):
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    words = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(source / "dist")]
+    subprocess.run([sys.executable, "-m", "pip", *words, str(source)], check=True, timeout=240)
+    (built,) = (source / "dist").glob("ssl_pipelines-*.whl")
+    return built

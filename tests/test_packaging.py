@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -31,19 +30,6 @@ def pip(*arguments: str | Path) -> None:
         *map(str, arguments),
     ]
     subprocess.run(command, check=True, timeout=240, env={**os.environ, "PIP_NO_INDEX": "1"})
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy so that no `build/` of an earlier tree gets into it."""
-    source = tmp_path_factory.mktemp("source")
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", source / "dist", source)
-    (built,) = (source / "dist").glob("ssl_pipelines-*.whl")
-    return built
 
 
 @pytest.mark.slow
@@ -90,5 +76,8 @@ def test_constraints_pin_one_version_of_each_library_on_any_platform() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras: dict[str, list[str]] = project["optional-dependencies"]
-    wanted = [Requirement(text) for text in [*project["dependencies"], *extras["test"], *extras["benchmark"]]]
+    wanted = [
+        Requirement(text)
+        for text in [*project["dependencies"], *extras["test"], *extras["benchmark"], *extras["export"]]
+    ]
     assert [one.name for one in wanted if pins[canonicalize_name(one.name)] not in one.specifier] == []

@@ -76,6 +76,12 @@ def test_unlabelled_images_to_a_registered_probed_encoder(images: Path, tmp_path
     with closing(sqlite3.connect(tmp_path / "runs/mlflow.db")) as database:
         place = Path(database.execute("select artifact_uri from runs").fetchone()[0].removeprefix("file://"))
     assert {path.stem for path in (place / "pictures").glob("*.png")} == pictures
+    logged = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+    logged -= {f"pictures/{name}.png" for name in pictures}
+    assert logged == {"config.yaml", "environment/attempt-0001.json", "summary.json"} | {
+        *(f"manifests/{name}.json" for name in ("train", "probe-train", "probe-val")),
+        *(f"export/{name}" for name in ("config.json", "README.md")),
+    }
 
     assert "is finished" in run("pretrain", *words)  # the same command again starts nothing
     refused = run("pretrain", *words, "method.temperature=0.3", status=2)
@@ -87,7 +93,10 @@ def test_unlabelled_images_to_a_registered_probed_encoder(images: Path, tmp_path
     manifest = json.loads((tmp_path / "labelled/val/manifest.json").read_text())
     assert table.num_rows == sum(shard["samples"] for shard in manifest["shards"])
 
-    code = re.findall(r"```python\n(.*?)```", (tmp_path / "model/README.md").read_text(), re.DOTALL)[0]
+    card = (tmp_path / "model/README.md").read_text()
+    assert card.startswith("# Encoder of the run road\n")
+    assert all(words in card for words in ("| pretrained ", "* steps: 12", "* method: simclr", "python 3."))
+    code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0]
     plain = "from ssl_core import torchvision_operators; torchvision_operators.declare_missing()\n" + code
     check = plain + "\nassert model(torch.zeros(2, 1, 16, 16)).shape == (2, 16)"
     done = subprocess.run(

@@ -9,6 +9,7 @@ import pytest
 
 from pipelines import pack
 from pipelines.mlflow_connection import connect
+from pipelines.run_facts import publish_run_card
 from pipelines.run_folder import RunFolder
 from ssl_core.export import ExportConfig, save_encoder
 from ssl_core.nn.backbones import ModelConfig, build_encoder
@@ -43,6 +44,7 @@ class RunMaker:
         export_tiny(run.path / "export", seed=sum(name.encode()) if seed is None else seed)
         if linear is not None:
             write_probe(run.path, linear=linear, error=error, data=data)
+        publish_run_card(run.path)
         run.write_summary({})
         return run.path
 

@@ -20,7 +20,7 @@ from pipelines.mlflow_connection import (
     place,
     prepare_environment,
     tracking_uri,
-    without_password,
+    without_passwords,
 )
 from ssl_core.errors import UserError
 
@@ -56,10 +56,19 @@ def test_passwords_are_left_out_of_messages() -> None:
 
 def test_a_configuration_is_written_down_without_the_password() -> None:
     values = {"seed": 1, "tracking": {"uri": "http://me:pw@host:5000", "experiment": "e"}}
-    assert without_password(values) == {"seed": 1, "tracking": {"uri": "http://host:5000", "experiment": "e"}}
-    assert without_password({"tracking": {"uri": None}}) == {"tracking": {"uri": None}}
+    assert without_passwords(values) == {"seed": 1, "tracking": {"uri": "http://host:5000", "experiment": "e"}}
+    assert without_passwords({"tracking": {"uri": None}}) == {"tracking": {"uri": None}}
     assert values["tracking"] == {"uri": "http://me:pw@host:5000", "experiment": "e"}
     assert place("http://me:pw@host:5000/x") == "host:5000"
+
+
+def test_passwords_are_left_out_of_a_configuration_at_any_depth() -> None:
+    values = {"a": {"uri": "http://me:pw@host", "list": ["s3://b/c", ("http://me:pw@x",)]}, "steps": 3, "none": None}
+    assert without_passwords(values) == {
+        "a": {"uri": "http://host", "list": ["s3://b/c", ["http://x"]]},
+        "steps": 3,
+        "none": None,
+    }
 
 
 class _Health(http.server.BaseHTTPRequestHandler):

@@ -12,7 +12,7 @@ from conftest import RunMaker, export_tiny
 
 from pipelines import model_versions, registry
 from pipelines.mlflow_connection import connect
-from pipelines.model_versions import promote, roll_back, versions
+from pipelines.model_versions import insist, promote, roll_back, versions
 from pipelines.registry import pull_model, register_run, resolve
 from pipelines.run_folder import RunFolder
 from ssl_core.errors import UserError
@@ -98,6 +98,29 @@ def test_a_race_is_repaired(store: str, runs: RunMaker, monkeypatch: pytest.Monk
     slow = register_run(runs("good", linear=0.5), "m", store)
     assert aliases(store)["champion"] == 3
     assert slow.alias != "champion"
+
+
+@pytest.mark.parametrize(
+    ("refusals", "code", "fails"), [(2, "BAD_REQUEST", False), (3, "BAD_REQUEST", True), (1, "INTERNAL_ERROR", True)]
+)
+def test_a_row_that_two_write_at_once_is_written_again(refusals: int, code: str, fails: bool) -> None:
+    """MLflow refuses the second of two inserts ; nothing else is tried again."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import ErrorCode
+
+    written = list[str]()
+
+    def write(*arguments: str) -> None:
+        written.append(arguments[0])
+        if len(written) <= refusals:
+            raise MlflowException("UNIQUE constraint failed", error_code=ErrorCode.Value(code))
+
+    if fails:
+        with pytest.raises(MlflowException):
+            insist(write, "tag")
+    else:
+        insist(write, "tag")
+    assert len(written) == (1 if code == "INTERNAL_ERROR" else 3)
 
 
 def test_promotion_by_hand_and_back(store: str, runs: RunMaker) -> None:

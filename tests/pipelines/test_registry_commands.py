@@ -9,6 +9,7 @@ import pytest
 from conftest import RunMaker
 
 from pipelines import models, pull, register
+from pipelines.mlflow_connection import connect
 from pipelines.models import aligned
 from ssl_core.errors import UserError
 from ssl_core.export import load_encoder
@@ -53,6 +54,48 @@ def test_the_road_of_a_model(store: str, runs: RunMaker, tmp_path: Path, said: A
     assert load_encoder(tmp_path / "pulled").config.num_features == 8
 
 
+def test_versions_are_compared_in_the_gates_own_terms(store: str, runs: RunMaker, said: Any) -> None:
+    client = connect(store)
+    experiment = client.create_experiment("e")
+    for name, linear, error, data, temperature in (
+        ("a", 0.5, 0.01, "A", "0.2"),
+        ("b", 0.508, 0.01, "A", "0.1"),
+        ("c", 0.53, 0.02, "A", "0.1"),
+        ("d", 0.9, 0.01, "B", "0.1"),
+    ):
+        run = client.create_run(experiment).info.run_id
+        for key, value in {"method.temperature": temperature, "seed": "0", "name": name}.items():
+            client.log_param(run, key, value)
+        register.main(
+            [
+                f"run={runs(name, linear=linear, error=error, data=data, mlflow_run=run)}",
+                "model=m",
+                f"tracking.uri={store}",
+            ]
+        )
+    said()
+    models.main(["compare=m/1,m/2,m@champion,models:/m/4", f"tracking.uri={store}"])
+    rows = {
+        line.split("  ")[0]: [cell.strip() for cell in line.split("  ") if cell.strip()] for line in said().splitlines()
+    }
+    assert rows[""] == ["m/1", "m/2", "m/3", "m/4", "m/2 against m/1", "m/3 against m/1", "m/4 against m/1"]
+    assert rows["linear"][1:5] == ["50.00 ± 1.00 %", "50.80 ± 1.00 %", "53.00 ± 2.00 %", "90.00 ± 1.00 %"]
+    assert rows["linear"][5:] == [
+        "+0.80, within one standard error",
+        "+3.00, more than one standard error",
+        "not comparable: other data",
+    ]
+    assert rows["method.temperature"] == ["method.temperature", "0.2", "0.1", "0.1", "0.1"]
+    assert "seed" not in rows
+    assert "name" not in rows
+    register.main([f"run={runs('e', linear=0.5)}", "model=m", f"tracking.uri={store}"])
+    said()
+    models.main(["compare=[m/1,m/5]", f"tracking.uri={store}"])
+    text = said()
+    assert "does not have the run of m/5" in text
+    assert "method.temperature" not in text
+
+
 def test_a_model_card_loads_in_plain_torch(store: str, runs: RunMaker, tmp_path: Path) -> None:
     """The card's own lines, executed, give the exporter's weights."""
     runs("a", linear=0.5)
@@ -72,7 +115,8 @@ def test_a_model_card_loads_in_plain_torch(store: str, runs: RunMaker, tmp_path:
         (register.main, [], "run=<folder or name> model=<name>"),
         (pull.main, ["model=models:/m@champion"], "to=<folder>"),
         (models.main, ["promote=m"], "write promote=<name>/<version>"),
-        (models.main, ["promote=m/2", "rollback=m"], "one of model=, promote= and rollback="),
+        (models.main, ["promote=m/2", "rollback=m"], "one of model=, compare=, promote= and rollback="),
+        (models.main, ["compare=m/2"], "name two versions or more"),
         (models.main, ["promote=m/2", "storage=nowhere"], "there are no registered models"),
         (pull.main, ["model=models:/m@champion", "to=s3://bucket/m"], "s3://bucket/m"),
     ],

@@ -97,11 +97,17 @@ def test_a_new_run_is_refused_where_the_server_is_away(tmp_path: Path) -> None:
 
 def test_flat_parameters_hold_no_secret_and_fit() -> None:
     flat = flatten(
-        {"a": {"b": None, "c": [1, 2]}, "uri": "http://me:pw@host/", "aws": {"Token": "x"}, "long": "x" * 7000}
+        {
+            "a": {"b": None, "c": [1, 2]},
+            "uri": "http://me:pw@host/",
+            "aws": {"Token": "x"},
+            "mask_token": False,
+            "long": "x" * 7000,
+        }
     )
     assert {key: flat[key] for key in ("a.b", "a.c", "uri")} == {"a.b": "None", "a.c": "[1, 2]", "uri": "http://host/"}
     assert len(flat["long"]) == 6000
-    assert set(flat) == {"a.b", "a.c", "uri", "long"}
+    assert set(flat) == {"a.b", "a.c", "uri", "mask_token", "long"}
 
 
 class ServerProcess:
