@@ -79,7 +79,6 @@ def pack(folder: Path, exclude: Sequence[str] = (), *, limit_bytes: int = LIMIT_
         for path in paths:
             _add(archive, folder, path)
             if content.tell() > limit_bytes:
-                content.close()
                 raise BadInput(_too_large(folder, paths, limit_bytes))
     size = content.tell()
     content.seek(0)

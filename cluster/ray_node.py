@@ -98,10 +98,9 @@ def start_node(arguments: dict[str, Any]) -> Said:
         min_worker_port=0,
         max_worker_port=0,
         no_monitor=True,
+        dashboard_agent_listen_port=0,  # any that is free: the default is one port for all nodes and all clusters
         **arguments,
     )
-    if not head:
-        parameters.dashboard_agent_listen_port = None  # its default is the head's
     parameters.update_if_absent(include_log_monitor=False)  # declared as text, read as truth
     node = Node(parameters, head=head, shutdown_at_exit=False)
     assert node.node_id

@@ -34,6 +34,7 @@ from cluster.jobs_api import JobsApi, Unreachable, address_of, find_token
 from cluster.package import Package, pack
 from cluster.submission import Submission, submission_of
 
+_READY_SECONDS = 60.0  # a head that answers may not be ready for jobs; one that is replaced takes longer
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 300.0  # before a job is submitted again
 
 
@@ -67,8 +68,8 @@ def main(words: list[str]) -> int:
 
 
 def _submit(api: JobsApi, job: Submission, package: Package | None, number: int) -> None:
-    """Submit one attempt; a head that is being replaced is waited for, but not before the first."""
-    end = time.monotonic() + (PATIENCE_SECONDS if number > 1 else 0)
+    """Submit one attempt; a head that is not ready is waited for."""
+    end = time.monotonic() + (PATIENCE_SECONDS if number > 1 else _READY_SECONDS)
     while True:
         try:
             _submit_now(api, job, package, number)
