@@ -45,7 +45,7 @@ _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
-_NODE_ENVIRONMENT = {
+NODE_ENVIRONMENT = {  # as in kuberay/, tests/cluster/test_kuberay.py compares
     "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_SECONDS),
     "RAY_worker_niceness": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -152,7 +152,7 @@ class LocalCluster:
         }
         arguments |= {"object_store_memory": _OBJECT_STORE_BYTES, "temp_dir": str(self._ray_files), **sockets}
         inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-        environment = {**inherited, **_NODE_ENVIRONMENT, **self.environment}
+        environment = {**inherited, **NODE_ENVIRONMENT, **self.environment}
         # a job says `python`, which is this one, as in an image
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
         node = RayNode(self._folder / f"{name}.log", environment, arguments)
