@@ -19,23 +19,10 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 from cluster.command_line import BadInput
 from cluster.ignore_rules import Rule, left_out, rules_of
 
-LIMIT_BYTES = (
-    100 * 2**20
-)  # the largest body that Ray's dashboard takes; what Ray says itself, 512 MiB, is another limit
+LIMIT_BYTES = 100 * 2**20  # the largest body that Ray's dashboard takes; the 512 MiB of Ray's own words come after it
 NEVER = (
-    *(
-        ".git",
-        ".hg",
-        ".svn",
-        ".venv",
-        "venv",
-        "node_modules",
-        "__pycache__",
-        "*.pyc",
-        "*.egg-info",
-        ".ipynb_checkpoints",
-    ),
-    *(".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis", ".import_linter_cache", "mlruns", "mlflow.db"),
+    *(".git", ".hg", ".svn", ".venv", "venv", "node_modules", "__pycache__", "*.pyc", "*.egg-info"),
+    *(".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis", ".ipynb_checkpoints", "mlruns", "mlflow.db"),
     *(".env", ".env.*", ".netrc", ".aws", ".ssh", ".kube", "*.pem", "*.key", "auth_token", "environment.sh"),
 )
 _IGNORE_FILES = (".gitignore", ".rayignore")
