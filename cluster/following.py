@@ -17,6 +17,7 @@ from cluster.jobs_api import TERMINAL, JobsApi, NotFound, Unreachable
 PATIENCE_SECONDS = 600.0  # without an answer; a head that is replaced takes minutes
 _PAUSE_SECONDS = 1.0
 _BYTES_PER_SECOND = 200_000
+_UNKNOWN = "does not exist"  # Ray's words for a job that it does not know; a proxy without its server has others
 _NODE_WAS_LOST = (  # Ray's words for a job whose driver has gone with its node
     "JOB_SUPERVISOR_ACTOR_DIED",
     "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE",
@@ -61,11 +62,10 @@ def follow(
             last_answer = time.monotonic()
             if ended:
                 return how_it_ended(details)
-        except NotFound:
-            return Ended(
-                status=EXIT_FAILED, resumable=True, why="the cluster no longer knows it: its head was replaced"
-            )
-        except Unreachable:
+        except (NotFound, Unreachable) as error:
+            if _UNKNOWN in str(error):
+                why = "the cluster no longer knows it: its head was replaced"
+                return Ended(status=EXIT_FAILED, resumable=True, why=why)
             if time.monotonic() - last_answer > patience_seconds:
                 raise
         time.sleep(_PAUSE_SECONDS)

@@ -20,6 +20,7 @@ class FakeCluster:
         self.asked: list[str] = []
         self.loses_answers = 0  # of so many submissions
         self.redirects = False
+        self.proxy_has_no_server = 0  # for so many questions after a submission
         server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.server, self.address = server, f"http://127.0.0.1:{server.server_address[1]}"
 
@@ -62,6 +63,9 @@ class FakeCluster:
         if method == "POST" and path == "/api/jobs/":
             return self._submit(json.loads(body))
         parts = path.split("/")
+        if self.jobs and self.proxy_has_no_server:
+            self.proxy_has_no_server -= 1
+            return 404, b"no such route"
         job = self.jobs.get(parts[3]) if len(parts) > 3 else None
         if path == "/api/jobs/":
             return 200, list(self.jobs.values())

@@ -80,6 +80,14 @@ def test_a_submission_that_was_heard_and_not_answered_is_not_made_twice(here: Pa
         assert list(cluster.jobs) == ["job"]
 
 
+def test_a_proxy_without_its_server_is_waited_for(here: Path) -> None:
+    with serving(FakeCluster(SUCCEEDED, SUCCEEDED)) as cluster:
+        cluster.proxy_has_no_server = 3
+        assert submitted(cluster, "retries=1") == 0
+        assert list(cluster.jobs) == ["job"]
+        assert cluster.proxy_has_no_server == 0
+
+
 def test_an_id_is_taken_once(here: Path) -> None:
     with serving(FakeCluster(SUCCEEDED, SUCCEEDED)) as cluster:
         assert submitted(cluster) == 0
