@@ -90,6 +90,7 @@ def start_node(arguments: dict[str, Any]) -> Said:
     """Start the processes of a head or of a node that joins one: `head`, and arguments of Ray's `RayParams`."""
     from ray._private.node import Node
     from ray._private.parameter import RayParams
+    from ray._private.utils import write_ray_address
 
     head = bool(arguments.pop("head"))
     parameters = RayParams(
@@ -104,6 +105,8 @@ def start_node(arguments: dict[str, Any]) -> Said:
     parameters.update_if_absent(include_log_monitor=False)  # declared as text, read as truth
     node = Node(parameters, head=head, shutdown_at_exit=False)
     assert node.node_id
+    if head:  # a job looks here for its cluster, and else takes any that runs on this machine
+        write_ray_address(node.gcs_address, parameters.temp_dir)
     return Said(node_id=node.node_id, address=node.gcs_address, dashboard=node.webui_url or None)
 
 

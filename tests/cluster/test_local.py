@@ -157,13 +157,16 @@ def test_a_job_that_is_stopped_has_time_to_save(cluster: LocalCluster) -> None:
     token = token_of(cluster)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         ask(jobs)
-    saving = "trap 'sleep 5; echo saved; exit 0' TERM; echo started; while true; do sleep 0.1; done"
+    saving = (
+        "trap 'sleep 5; echo saved; exit 0' TERM; echo at $RAY_ADDRESS; echo started; while true; do sleep 0.1; done"
+    )
     job = ask(jobs, {"entrypoint": saving}, token=token)["submission_id"]
 
     def said() -> list[str]:  # the log begins with the command itself
         return ask(f"{jobs}{job}/logs", token=token)["logs"].splitlines()
 
     assert eventually(lambda: "started" in said())
+    assert f"at {cluster.address}" in said()  # also where other clusters run on this machine
     ask(f"{jobs}{job}/stop", {}, token=token)
     assert eventually(lambda: ask(f"{jobs}{job}", token=token)["status"] == "STOPPED")
     assert "saved" in said()
