@@ -209,7 +209,7 @@ def main(words: list[str]) -> int:
     try:
         _end_on_signals()
         with local_cluster(folder, **values) as cluster:
-            say(_where(folder, cluster))
+            say(where_it_is(folder, cluster))
             signal.pause()
     except _Asked:
         pass
@@ -242,7 +242,7 @@ _KEYS: Keys = {
 }
 
 
-def _where(folder: Path, cluster: LocalCluster) -> str:
+def where_it_is(folder: Path, cluster: LocalCluster) -> str:
     """Addresses, and the file with the exports, which have secrets in them."""
     exports = (folder / "environment.sh").resolve()
     exports.touch(mode=0o600)
