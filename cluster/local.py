@@ -185,6 +185,8 @@ def local_cluster(
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):
+        (folder / ".gitignore").write_text("*\n", encoding="utf-8")  # keys and databases: no commit, no job's package
     with ExitStack() as stack:
         store = server = None
         if object_store:

@@ -19,6 +19,7 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
 from cluster.local import BUCKET, LocalCluster, local_cluster, where_it_is
+from cluster.package import files_of
 from cluster.process_tree import kill_tree, process_tree
 
 _LISTENING = "0A"
@@ -184,6 +185,8 @@ def test_it_says_where_it_is_and_keeps_keys_in_a_file(cluster: LocalCluster, tmp
     assert f"python -m cluster.submit pretrain … storage=<folder> address={cluster.dashboard}" in said
     assert f"source {tmp_path}/environment.sh" in said
     assert (tmp_path / "environment.sh").stat().st_mode & 0o777 == 0o600
+    folder = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).parent
+    assert [path for path in files_of(folder.parent) if path.startswith(f"{folder.name}/")] == []  # of no job's package
     keys = [token_of(cluster), cluster.store.secret_key]
     exports = (tmp_path / "environment.sh").read_text(encoding="utf-8")
     assert [key for key in keys if key in said] == []
