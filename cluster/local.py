@@ -23,13 +23,14 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any, NoReturn
 
+from cluster.command_line import EXIT_OK, Keys, count, parsed, run_command, say, truth
 from cluster.mlflow_server import MlflowServer, mlflow_server
 from cluster.object_store import ObjectStore, free_ports
 from cluster.object_store import object_store as seaweedfs
@@ -44,7 +45,7 @@ _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
-_NODE_ENVIRONMENT = {
+NODE_ENVIRONMENT = {  # as in kuberay/, tests/cluster/test_kuberay.py compares
     "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_SECONDS),
     "RAY_worker_niceness": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -151,7 +152,9 @@ class LocalCluster:
         }
         arguments |= {"object_store_memory": _OBJECT_STORE_BYTES, "temp_dir": str(self._ray_files), **sockets}
         inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-        environment = {**inherited, **_NODE_ENVIRONMENT, **self.environment}
+        environment = {**inherited, **NODE_ENVIRONMENT, **self.environment}
+        # a job says `python`, which is this one, as in an image
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
         node = RayNode(self._folder / f"{name}.log", environment, arguments)
         self._started.append(node)
         return node
@@ -182,6 +185,8 @@ def local_cluster(
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):
+        (folder / ".gitignore").write_text("*\n", encoding="utf-8")  # keys and databases: no commit, no job's package
     with ExitStack() as stack:
         store = server = None
         if object_store:
@@ -201,23 +206,16 @@ def local_cluster(
 
 def main(words: list[str]) -> int:
     """Start what the words say, print where it is, and wait for a signal; the exit status."""
-    if any(word in ("-h", "--help") for word in words):
-        _say((__doc__ or "").strip())
-        return 0
-    try:
-        folder, arguments = _parsed(words)
-    except ValueError as error:
-        return _failed(error, 2)
+    values = parsed(words, _KEYS)
+    folder: Path = values.pop("folder", Path("rehearsal"))
     try:
         _end_on_signals()
-        with local_cluster(folder, **arguments) as cluster:
-            _say(_where(folder, cluster))
+        with local_cluster(folder, **values) as cluster:
+            say(where_it_is(folder, cluster))
             signal.pause()
-    except RuntimeError as error:
-        return _failed(error, 1)
     except _Asked:
-        return 0
-    return 0
+        pass
+    return EXIT_OK
 
 
 class _Asked(BaseException):
@@ -236,41 +234,17 @@ def _end_on_signals() -> None:
         signal.signal(name, handler)
 
 
-def _parsed(words: Sequence[str]) -> tuple[Path, dict[str, Any]]:
-    """`nodes=3` and so on; raises ValueError where a word is none of the keys, or a value none of its kind."""
-    values: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or key not in _KEYS:
-            raise ValueError(f"{word} is none of {', '.join(f'{name}=' for name in _KEYS)}: see --help")
-        try:
-            values[key] = _KEYS[key](text)
-        except (ValueError, KeyError):
-            raise ValueError(f"{word} has no value that {key}= can take: see --help") from None
-    return values.pop("folder", Path("rehearsal")), values
-
-
-def _count(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
-
-
-def _truth(text: str) -> bool:
-    return {"true": True, "false": False}[text]
-
-
-_KEYS: dict[str, Callable[[str], Any]] = {
+_KEYS: Keys = {
     "folder": Path,
-    "nodes": _count,
-    "cpus_per_node": _count,
-    "object_store": _truth,
-    "mlflow": _truth,
-    "dashboard": _truth,
+    "nodes": count,
+    "cpus_per_node": count,
+    "object_store": truth,
+    "mlflow": truth,
+    "dashboard": truth,
 }
 
 
-def _where(folder: Path, cluster: LocalCluster) -> str:
+def where_it_is(folder: Path, cluster: LocalCluster) -> str:
     """Addresses, and the file with the exports, which have secrets in them."""
     exports = (folder / "environment.sh").resolve()
     exports.touch(mode=0o600)
@@ -283,18 +257,12 @@ def _where(folder: Path, cluster: LocalCluster) -> str:
         "S3": cluster.store and f"{cluster.store.endpoint}, bucket s3://{BUCKET}",
     }
     shown = "\n".join(f"{name + ':':20}{place}" for name, place in places.items() if place)
-    return f"{shown}\n\nIn the shell of a driver (addresses, token and keys):\n\n  source {exports}\n\nCtrl-C ends it."
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def _failed(error: Exception, status: int) -> int:
-    sys.stderr.write(f"local: {error}\n")
-    return status
+    said = [shown, "In the shell of a driver (addresses, token and keys):", f"  source {exports}"]
+    if cluster.dashboard:
+        submit = f"python -m cluster.submit pretrain … storage=<folder> address={cluster.dashboard}"
+        said += ["In the same shell, from any folder, as a job:", f"  {submit}"]
+    return "\n\n".join([*said, "Ctrl-C ends it."])
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command("local", __doc__, main)

@@ -90,6 +90,7 @@ def start_node(arguments: dict[str, Any]) -> Said:
     """Start the processes of a head or of a node that joins one: `head`, and arguments of Ray's `RayParams`."""
     from ray._private.node import Node
     from ray._private.parameter import RayParams
+    from ray._private.utils import write_ray_address
 
     head = bool(arguments.pop("head"))
     parameters = RayParams(
@@ -98,13 +99,14 @@ def start_node(arguments: dict[str, Any]) -> Said:
         min_worker_port=0,
         max_worker_port=0,
         no_monitor=True,
+        dashboard_agent_listen_port=0,  # any that is free: the default is one port for all nodes and all clusters
         **arguments,
     )
-    if not head:
-        parameters.dashboard_agent_listen_port = None  # its default is the head's
     parameters.update_if_absent(include_log_monitor=False)  # declared as text, read as truth
     node = Node(parameters, head=head, shutdown_at_exit=False)
     assert node.node_id
+    if head:  # a job looks here for its cluster, and else takes any that runs on this machine
+        write_ray_address(node.gcs_address, parameters.temp_dir)
     return Said(node_id=node.node_id, address=node.gcs_address, dashboard=node.webui_url or None)
 
 

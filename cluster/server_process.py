@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 
 from cluster.process_tree import kill_tree, process_tree
@@ -56,7 +57,7 @@ class ServerProcess:
                 return
             except urllib.error.HTTPError:
                 return
-            except OSError:
+            except (OSError, HTTPException):  # a port that answers before its server does
                 time.sleep(0.1)
         ended = self._process.poll()
         self.kill()

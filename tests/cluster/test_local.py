@@ -18,7 +18,8 @@ import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cluster.local import BUCKET, LocalCluster, local_cluster
+from cluster.local import BUCKET, LocalCluster, local_cluster, where_it_is
+from cluster.package import files_of
 from cluster.process_tree import kill_tree, process_tree
 
 _LISTENING = "0A"
@@ -157,16 +158,39 @@ def test_a_job_that_is_stopped_has_time_to_save(cluster: LocalCluster) -> None:
     token = token_of(cluster)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         ask(jobs)
-    saving = "trap 'sleep 5; echo saved; exit 0' TERM; echo started; while true; do sleep 0.1; done"
+    saving = (
+        "trap 'sleep 5; echo saved; exit 0' TERM; echo at $RAY_ADDRESS; echo started; while true; do sleep 0.1; done"
+    )
     job = ask(jobs, {"entrypoint": saving}, token=token)["submission_id"]
 
     def said() -> list[str]:  # the log begins with the command itself
         return ask(f"{jobs}{job}/logs", token=token)["logs"].splitlines()
 
     assert eventually(lambda: "started" in said())
+    assert f"at {cluster.address}" in said()  # also where other clusters run on this machine
     ask(f"{jobs}{job}/stop", {}, token=token)
     assert eventually(lambda: ask(f"{jobs}{job}", token=token)["status"] == "STOPPED")
     assert "saved" in said()
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_it_says_where_it_is_and_keeps_keys_in_a_file(cluster: LocalCluster, tmp_path: Path) -> None:
+    assert cluster.store
+    assert cluster.mlflow
+    said = where_it_is(tmp_path, cluster)
+    for address in (cluster.address, cluster.dashboard, cluster.mlflow.uri, cluster.store.endpoint):
+        assert address
+        assert address in said
+    assert f"python -m cluster.submit pretrain … storage=<folder> address={cluster.dashboard}" in said
+    assert f"source {tmp_path}/environment.sh" in said
+    assert (tmp_path / "environment.sh").stat().st_mode & 0o777 == 0o600
+    folder = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).parent
+    assert [path for path in files_of(folder.parent) if path.startswith(f"{folder.name}/")] == []  # of no job's package
+    keys = [token_of(cluster), cluster.store.secret_key]
+    exports = (tmp_path / "environment.sh").read_text(encoding="utf-8")
+    assert [key for key in keys if key in said] == []
+    assert f"export AWS_SECRET_ACCESS_KEY={cluster.store.secret_key}\n" in exports
 
 
 @pytest.mark.ray
