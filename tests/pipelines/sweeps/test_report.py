@@ -7,19 +7,20 @@ from PIL import Image
 
 from pipelines.sweeps.report import commands, draw, table
 from pipelines.sweeps.space import Parameter
-from tests.pipelines.sweeps.conftest import EndedTrials
+from tests.pipelines.sweeps.ended_trials import ended_trials
 
 TEMPERATURE = Parameter(key="method.temperature", kind="values", values=(0.05, 0.2, 1.0))
 TARGET = Parameter(key="method.target", kind="values", values=("normalised", "pixels"))
 
 
-def test_a_row_a_point_and_the_winner_stands_out(ended_trials: EndedTrials) -> None:
+def test_a_row_a_point_and_the_winner_stands_out(tmp_path: Path) -> None:
     trials = ended_trials(
+        tmp_path,
         [
             ({"method.temperature": 0.05}, (0.5, 0.52)),
             ({"method.temperature": 0.2}, (0.6, 0.61)),
             ({"method.temperature": 1.0}, (None, 0.55)),
-        ]
+        ],
     )
     assert table(trials, [TEMPERATURE], "knn_online").splitlines() == [
         "| method.temperature | k-NN 20, % | over seeds | runs                     | epochs |",
@@ -30,8 +31,8 @@ def test_a_row_a_point_and_the_winner_stands_out(ended_trials: EndedTrials) -> N
     ]
 
 
-def test_the_winners_command_is_what_a_shell_reads(ended_trials: EndedTrials) -> None:
-    trials = ended_trials([({"method.temperature": 0.05}, (0.5,)), ({"method.temperature": 0.2}, (0.6,))])
+def test_the_winners_command_is_what_a_shell_reads(tmp_path: Path) -> None:
+    trials = ended_trials(tmp_path, [({"method.temperature": 0.05}, (0.5,)), ({"method.temperature": 0.2}, (0.6,))])
     found = commands(trials, ["data.train=[a b,c]", "train.epochs=800"], "t-best")
     assert found is not None
     point, overrides, command = found
@@ -40,17 +41,18 @@ def test_the_winners_command_is_what_a_shell_reads(ended_trials: EndedTrials) ->
     assert overrides == ["data.train=[a b,c]", "train.epochs=800", "method.temperature=0.2", "name=t-best"]
 
 
-def test_where_no_run_was_trained_to_its_end_there_is_no_winner(ended_trials: EndedTrials) -> None:
-    assert commands(ended_trials([({"method.temperature": 0.2}, (None,))]), [], "x") is None
+def test_where_no_run_was_trained_to_its_end_there_is_no_winner(tmp_path: Path) -> None:
+    assert commands(ended_trials(tmp_path, [({"method.temperature": 0.2}, (None,))]), [], "x") is None
 
 
-def test_the_picture_has_a_panel_for_each_key_that_varies(ended_trials: EndedTrials, tmp_path: Path) -> None:
+def test_the_picture_has_a_panel_for_each_key_that_varies(tmp_path: Path) -> None:
     trials = ended_trials(
+        tmp_path,
         [
             ({}, (0.5, 0.52)),
             ({"method.temperature": 0.05}, (None, 0.51)),
             ({"method.target": "pixels"}, (0.4, 0.41)),
-        ]
+        ],
     )
     both = draw(trials, [TEMPERATURE, TARGET], "knn_online", tmp_path / "both.png")
     one = draw(trials, [TEMPERATURE], "linear", tmp_path / "one.png")
