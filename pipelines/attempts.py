@@ -25,7 +25,6 @@ from ssl_core.errors import Resumable, WorkerLost
 from ssl_core.train.records import part_path, publish_joined, read_part
 from ssl_core.train.saved_steps import saved_steps
 
-_ROOM_PATIENCE_SECONDS = 300.0
 _SETTLE_SECONDS = 3.0  # for what a lost attempt held to be free again, and for lost nodes to be noticed
 _LOOK_SECONDS = 1.0
 _MOVE_SECONDS = 5.0
@@ -44,12 +43,16 @@ def train_to_the_end(run: RunFolder, plan: Plan, stop: StopSignals) -> None:
     board = DriversBoard.start()
     budget = FailureBudget(plan.config.train.max_failures)
     least, most = plan.workers
-    need = workers_need(least)
+    need = workers_need(least, plan.config.train.device or run.record.device)
+    run.update(device="gpu" if need == "GPU" else "cpu")
+    patience = plan.config.ray.patience_seconds
     shared = SharedPlaces([run.path, checkpoint_folder(plan.config.checkpoints, run.path)], run.record.tracking_uri)
     speeds: list[tuple[int, float]] = []  # steps and images per second of each attempt that could tell
     why: str | None = None
     while True:
-        workers = wait_for_room(need, least=least, most=most, stop=stop, settle=why is not None)
+        workers = wait_for_room(
+            need, least=least, most=most, stop=stop, settle=why is not None, patience_seconds=patience
+        )
         shared.check(need)
         plan = _planned_for(plan, workers)
         attempt = run.record.attempts + 1
@@ -85,8 +88,8 @@ def wait_for_room(
     most: int,
     stop: StopSignals,
     settle: bool,
+    patience_seconds: float,
     room: Callable[[Resource], int] = room,
-    patience_seconds: float = _ROOM_PATIENCE_SECONDS,
 ) -> int:
     """How many workers the next attempt has: as many as there is room for, once there is room for the least.
 
@@ -96,8 +99,8 @@ def wait_for_room(
         most: not more than that.
         stop: cuts the wait short.
         settle: wait a little for more than the least, since an attempt has just ended.
-        room: says how many there is room for.
         patience_seconds: to wait for the least.
+        room: says how many there is room for.
 
     Raises:
         Resumable: there was room for less than the least all the time, or asked to stop.

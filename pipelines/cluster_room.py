@@ -10,8 +10,10 @@ Resource = Literal["CPU", "GPU"]
 """What a worker needs one of."""
 
 
-def workers_need(least: int) -> Resource:
-    """GPUs where the cluster has enough for the least number of workers, else CPUs."""
+def workers_need(least: int, device: Literal["cpu", "gpu"] | None = None) -> Resource:
+    """What a worker needs one of: as asked for; or GPUs where the cluster has enough for the least number, or CPUs."""
+    if device is not None:
+        return "GPU" if device == "gpu" else "CPU"
     return "GPU" if capacity("GPU") >= least else "CPU"
 
 

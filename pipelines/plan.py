@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from pipelines.config import typed
-from pipelines.pretrain_config import ModelSection, PretrainConfig, TrainConfig
+from pipelines.pretrain_config import ModelSection, PretrainConfig, TrainConfig, seconds_in
 from ssl_core.data.data_set import DataSet, load_data_set
 from ssl_core.data.integrity import check_shards, verify_shards
 from ssl_core.data.loader import Schedule
@@ -194,6 +194,7 @@ def check_inputs(plan: Plan) -> None:
             verify_shards(part, max_bytes=_EAGER_HASH_BYTES // len(parts))
     check_cache(plan)
     save_config(plan.config.train)
+    _ = plan.config.ray.patience_seconds
     method = plan.build_method(plan.random_encoder())
     for group in method.recipe.groups:
         check_takes(method.encoder, channels=group.channels, height=group.height, width=group.width)
@@ -304,13 +305,6 @@ def save_config(train: TrainConfig) -> SaveConfig:
     if seconds is None:
         raise UserError(f"train.checkpoint_every={every}: write steps (500) or a time (90s, 10m, 2h)")
     return replace(config, every_seconds=seconds)
-
-
-def seconds_in(text: str) -> float | None:
-    """`90s`, `10m` or `2h` in seconds; None where it is nothing of the kind, or no time at all."""
-    found = re.fullmatch(r"(\d+)\s*([smh])", text.strip())
-    seconds = int(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0
-    return float(seconds) if seconds else None
 
 
 def _total_steps(train: TrainConfig, schedule: Schedule) -> int:

@@ -212,7 +212,7 @@ def knock(address: str | None) -> None:
 
 
 def _workers(config: PretrainConfig, nodes: Sequence[Node]) -> tuple[Resource, int, str]:
-    return verdicts.room_for_workers(nodes, workers=worker_bounds(config.train), free=room)
+    return verdicts.room_for_workers(nodes, workers=worker_bounds(config.train), free=room, device=config.train.device)
 
 
 def _all_reduce(bytes_of: Sizes | None, need: Resource, workers: int) -> str:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pipelines.all_reduce import Summing
 from pipelines.cluster_room import Resource
@@ -112,7 +112,11 @@ def shared_memory_suffices(found: Found, need: Resource) -> str:
 
 
 def room_for_workers(
-    nodes: Sequence[Node], *, workers: tuple[int, int], free: Callable[[Resource], int]
+    nodes: Sequence[Node],
+    *,
+    workers: tuple[int, int],
+    free: Callable[[Resource], int],
+    device: Literal["cpu", "gpu"] | None = None,
 ) -> tuple[Resource, int, str]:
     """What a worker gets one of, how many there would be now, and that in words.
 
@@ -120,14 +124,15 @@ def room_for_workers(
         nodes: of the cluster.
         workers: the least and the most that `train.workers` asks for.
         free: how many the cluster has room for now.
+        device: `train.device`.
     """
     least, most = workers
-    gpus = sum(int(node.resources.get("GPU", 0)) for node in nodes)
-    need: Resource = "GPU" if gpus else "CPU"
-    capacity = gpus or sum(int(node.resources.get("CPU", 0)) for node in nodes)
+    gpus = 0 if device == "cpu" else sum(int(node.resources.get("GPU", 0)) for node in nodes)
+    need: Resource = "GPU" if gpus or device == "gpu" else "CPU"
+    capacity = gpus if need == "GPU" else sum(int(node.resources.get("CPU", 0)) for node in nodes)
     per_node = ", ".join(f"{node.address} {_gpus(node)}" for node in nodes if node.resources.get("GPU", 0))
     if capacity < least:
-        otherwise = f" ({per_node}), and the run would train on CPUs" if gpus else ""
+        otherwise = f" ({per_node}), and the run would train on CPUs" if gpus and device is None else ""
         raise UserError(
             f"the cluster has {capacity} {need}(s) for at least {least} worker(s){otherwise}: add nodes, or lower "
             "train.workers"

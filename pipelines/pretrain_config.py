@@ -1,5 +1,6 @@
 """All keys of `pretrain`, typed: what `configs/pretrain.yaml` gives and the command line changes."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,6 +44,7 @@ class TrainConfig:
     """Keys below `train`."""
 
     workers: int | tuple[int, int] | None = None
+    device: Literal["cpu", "gpu"] | None = None
     hang_timeout: float | None = None
     max_failures: int = 3
     threads: int | None = None
@@ -105,6 +107,22 @@ class RayConfig:
     """Keys below `ray`."""
 
     address: str | None = None
+    patience: str = "5m"
+
+    @property
+    def patience_seconds(self) -> float:
+        """The same in seconds; raises UserError where it is no time."""
+        seconds = seconds_in(self.patience)
+        if seconds is None:
+            raise UserError(f"ray.patience={self.patience}: write a time (90s, 10m, 2h)")
+        return seconds
+
+
+def seconds_in(text: str) -> float | None:
+    """`90s`, `10m` or `2h` in seconds; None where it is nothing of the kind, or no time at all."""
+    found = re.fullmatch(r"(\d+)\s*([smh])", text.strip())
+    seconds = int(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0
+    return float(seconds) if seconds else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ class RunRecord:
     config: Mapping[str, Any]
     state: State = "new"
     attempts: int = 0
+    device: Literal["cpu", "gpu"] | None = None  # what a worker has one of; kept when all GPUs are gone for a while
     mlflow_run: str | None = None
     tracking_uri: str | None = None
     training: Mapping[str, Any] | None = None

@@ -126,9 +126,10 @@ def _concurrent(sweep: Sweep, stop: StopSignals) -> int:
         Resumable: the cluster stays smaller than one run.
     """
     least, most = sweep.plan.workers
-    need = workers_need(least)
+    need = workers_need(least, sweep.plan.config.train.device)
     if capacity(need) < least:
-        wait_for_room(need, least=least, most=most, stop=stop, settle=False)
+        patience = sweep.plan.config.ray.patience_seconds
+        wait_for_room(need, least=least, most=most, stop=stop, settle=False, patience_seconds=patience)
     fits = max(1, capacity(need) // most)
     if sweep.plan.config.ray.address is None and need == "CPU":
         fits = max(1, sweep.tune.concurrent or _runs_here(most))  # a Ray of its own has as many as are wanted

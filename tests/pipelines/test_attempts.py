@@ -2,14 +2,15 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 import pipelines.attempts
+import pipelines.cluster_room
 from pipelines.attempt_policy import Activity, FailureBudget, WorkerSign
 from pipelines.attempts import Surroundings, wait_for_room, why_again
-from pipelines.cluster_room import Resource
+from pipelines.cluster_room import Resource, workers_need
 from pipelines.run_folder import RunFolder, read_record
 from pipelines.stop_signals import StopSignals
 from ssl_core.errors import Resumable, WorkerLost
@@ -134,3 +135,17 @@ def test_who_was_asked_to_stop_tries_nothing_again(tmp_path: Path) -> None:
     with pytest.raises(Resumable, match="stopped; step 5 is saved"):
         failed(run, FailureBudget(3), stop)
     assert run.record.failures == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "need"),
+    [(4, None, "GPU"), (1, None, "CPU"), (0, "gpu", "GPU"), (4, "cpu", "CPU")],
+)
+def test_a_run_takes_gpus_where_there_are_enough_or_what_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, device: Literal["cpu", "gpu"] | None, need: Resource
+) -> None:
+    def capacity(resource: Resource) -> int:
+        return gpus if resource == "GPU" else 16
+
+    monkeypatch.setattr(pipelines.cluster_room, "capacity", capacity)
+    assert workers_need(2, device) == need
