@@ -15,6 +15,7 @@ from pipelines.mlflow_connection import check_reachable, connect
 from pipelines.plan import check_inputs, default_workers, make_plan, with_absolute_paths
 from pipelines.pretraining import carry_out as carry_out_run
 from pipelines.pretraining import prepare
+from pipelines.provenance import environment, source_tags
 from pipelines.ray_context import ray_for
 from pipelines.run_folder import RUN_FILE, RunFolder, read_record
 from pipelines.stop_signals import StopSignals
@@ -60,7 +61,8 @@ def _run(sweep: Sweep, trials: Trials, concurrent: int, tracker: Tracker, stop: 
 
     began = time.monotonic()
     tracker.log_params({"tune": vars(sweep.tune), "sweep": vars(sweep.search), **sweep.values})
-    tracker.set_tags({"sweep": sweep.name, "manifest": sweep.plan.train_data.digest})
+    tags = {"sweep": sweep.name, "manifest": sweep.plan.train_data.digest}
+    tracker.set_tags({**tags, **source_tags(environment(), "tune")})
     if trials.left:
         say(f"{trials.left} run(s) to do, {concurrent} at a time, in {sweep.folder}")
         run_trials(

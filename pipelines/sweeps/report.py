@@ -89,7 +89,7 @@ def draw(trials: Trials, parameters: Sequence[Parameter], metric: str, path: Pat
     panels = cast(Any, figure.subplots(1, len(varied), squeeze=False, sharey=True))[0]
     for panel, parameter in zip(panels, varied, strict=True):
         _panel(panel, parameter, trials, scores)
-    panels[0].set_ylabel(f"{TITLES[metric]} accuracy on held-out training images, %")
+    panels[0].set_ylabel(f"{TITLES[metric]} on held-out training images, %")
     figure.savefig(path, dpi=130)
     return path
 
