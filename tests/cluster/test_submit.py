@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +129,20 @@ def test_ctrl_c_leaves_the_job(here: Path) -> None:
     with serving(FakeCluster({"status": "RUNNING"})) as cluster:
         command = [sys.executable, "-m", "cluster.submit", "pretrain", "storage=/mnt/runs", "id=job", "retries=1"]
         with subprocess.Popen(
-            [*command, f"address={cluster.address}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, f"address={cluster.address}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
         ) as process:
-            assert process.stdout
-            while "log of job" not in process.stdout.readline():
-                assert process.poll() is None
-            process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=20)
+            try:
+                assert process.stdout
+                while "log of job" not in process.stdout.readline():
+                    assert process.poll() is None
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=20)
+            finally:
+                process.kill()
         assert process.returncode == 130
         assert "job job goes on, but nobody submits it again" in said
         assert "Traceback" not in said
