@@ -40,7 +40,7 @@ def _tune(overrides: list[str], stop: StopSignals) -> None:
     name = values["name"] or f"{Path(chosen).stem}-{values['method']['name']}-{datetime.now():%Y%m%d-%H%M%S}"
     shared = [word for word in words if not word.startswith(_OWN)]
     sweep = plan_sweep(values, name=name, words=shared)
-    if sweep.run.finished and not sweep.trials().left and not values["plan"]:
+    if sweep.run.finished and not sweep.left and not values["plan"]:
         say(f"sweep {name} is finished: more tune.seeds or tune.trials go on with it, a new name starts another one")
         say_results(sweep)
         return

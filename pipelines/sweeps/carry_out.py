@@ -55,9 +55,8 @@ def carry_out(sweep: Sweep, stop: StopSignals) -> None:
 
 
 def _run(sweep: Sweep, trials: Trials, concurrent: int, tracker: Tracker, stop: StopSignals) -> None:
-    from pipelines.sweeps.on_tune import (
-        run_trials,  # imports Ray, which reads what `start_ray` sets when it is imported
-    )
+    # Ray reads what `start_ray` sets when it is first imported
+    from pipelines.sweeps.on_tune import run_trials
 
     began = time.monotonic()
     tracker.log_params({"tune": vars(sweep.tune), "sweep": vars(sweep.search), **sweep.values})

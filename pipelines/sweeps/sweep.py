@@ -116,6 +116,12 @@ class Sweep:
         return self.plan.total_steps / self.plan.schedule.steps_per_epoch
 
     @property
+    def left(self) -> bool:
+        """Whether a finished sweep has something to do after all: more runs, or its winner in full."""
+        untrained = self.tune.train_best and self.run.finished and self.run.summary()["trained"] is None
+        return untrained or self.trials().left > 0
+
+    @property
     def early(self) -> EarlyStopping | None:
         """When its runs are stopped early; None: never."""
         if not self.tune.stop_early:
