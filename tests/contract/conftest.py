@@ -1,4 +1,4 @@
-"""The session's worker processes."""
+"""Worker processes that these tests share."""
 
 from collections.abc import Generator
 
@@ -6,9 +6,12 @@ import pytest
 from gloo_pool import GlooPool
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pool() -> Generator[GlooPool]:
-    """One to three processes that form gloo groups; started by the first test that needs them."""
+    """One to four processes that form gloo groups; started by the first test that needs them.
+
+    They end with these tests: of a group that was left, gloo may keep a thread that uses up a core until then.
+    """
     workers = GlooPool()
     yield workers
     workers.close()

@@ -1,4 +1,4 @@
-"""Worker processes that stay for the whole session: importing torch and timm is paid for once, not in every test.
+"""Worker processes that stay: importing torch and timm is paid for once, not in every test.
 
 A task is a function of an importable module, called as `function(collectives, *arguments)` in `world` processes
 that have formed a gloo group for it.
