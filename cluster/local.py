@@ -150,7 +150,10 @@ class LocalCluster:
         sockets = {
             f"{kind}_socket_name": str(self._ray_files / f"{name}.{kind}") for kind in ("raylet", "plasma_store")
         }
+        # where a job's files are unpacked: a node that does so replaces what is there, under the jobs of another node
+        files = f"runtime_resources_{name}"
         arguments |= {"object_store_memory": _OBJECT_STORE_BYTES, "temp_dir": str(self._ray_files), **sockets}
+        arguments["runtime_env_dir_name"] = files
         inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         environment = {**inherited, **NODE_ENVIRONMENT, **self.environment}
         # a job says `python`, which is this one, as in an image
