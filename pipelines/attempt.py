@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from pipelines.attempt_policy import whereabouts
 from pipelines.cluster_room import Resource
 from pipelines.console import say
 from pipelines.failures import meaning
@@ -71,7 +72,7 @@ def run_attempt(
 
     thread = threading.Thread(target=fit, name="trainer", daemon=True)
     thread.start()
-    _watch(thread, job.attempt, board, supervisor, progress)
+    _watch(thread, job.attempt, workers, board, supervisor, progress)
     if "result" in outcome:
         return cast(dict[str, Any], outcome["result"])
     if supervisor.hang:
@@ -79,15 +80,20 @@ def run_attempt(
     if "error" not in outcome:
         raise WorkerLost("the workers were ended before a step was done")
     words = board.news(job.attempt, stop=True).last_words
-    whereabouts = {sign.rank: f" (node {sign.node[:8]}, pid {sign.pid})" for sign in supervisor.signs}
-    raise meaning(outcome["error"], words, whereabouts) from outcome["error"]
+    where = {sign.rank: f" (node {sign.node[:8]}, pid {sign.pid})" for sign in supervisor.signs}
+    raise meaning(outcome["error"], words, where) from outcome["error"]
 
 
 def _watch(
-    thread: threading.Thread, attempt: int, board: DriversBoard, supervisor: Supervisor, progress: Progress
+    thread: threading.Thread,
+    attempt: int,
+    workers: int,
+    board: DriversBoard,
+    supervisor: Supervisor,
+    progress: Progress,
 ) -> None:
     """Return when the attempt is over, or when it was ended and Ray does not notice."""
-    stop, next_look, give_up = False, 0.0, float("inf")
+    stop, placed, next_look, give_up = False, workers == 1, 0.0, float("inf")
     while thread.is_alive() and time.monotonic() < give_up:
         thread.join(_POLL_SECONDS)
         progress.show()
@@ -96,6 +102,9 @@ def _watch(
         next_look = time.monotonic() + _LOOK_SECONDS
         news = board.news(attempt, stop=stop)
         order = supervisor.look(news.signs)
+        if not placed and len(news.signs) == workers:
+            say(whereabouts(news.signs))
+            placed = True
         if order == "stop" and not stop:
             say(f"\nstopping after this step: {supervisor}")
         stop = stop or order != "go"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # it imports torch, and a process of Ray's own imports this
 
 _LEAST_HANG_SECONDS, _HANG_STEPS = 60.0, 10
 _MOST_BACK_OFF_SECONDS = 60.0
+_NODES_NAMED = 8
 
 Activity: TypeAlias = "Doing | Literal['done']"
 """What a worker is at; one that is done beats no more."""
@@ -61,6 +62,17 @@ class WorkerSign:
     step_seconds: float | None  # median of its last steps
     silent_seconds: float  # since its last beat
     still_seconds: float  # since it said something new
+
+
+def whereabouts(signs: Sequence[WorkerSign]) -> str:
+    """How they are spread: `3 workers on 2 nodes (2 on 1c0ffee1, 1 on 2badcafe)`; of many nodes the first few."""
+    on: dict[str, int] = {}
+    for sign in signs:
+        on[sign.node] = on.get(sign.node, 0) + 1
+    named = [f"{count} on {node[:8]}" for node, count in on.items()][:_NODES_NAMED]
+    more = ["…"] if len(on) > _NODES_NAMED else []
+    plural = "s" if len(on) > 1 else ""
+    return f"{len(signs)} workers on {len(on)} node{plural} ({', '.join(named + more)})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import chaos
-from benchmarks.chaos import Outcome, Run, Strike, compared, spread, table
+from benchmarks import chaos_outcome
+from benchmarks.chaos import spread
+from benchmarks.chaos_outcome import Outcome, Run, Strike, compared, table
 
 STEPS = 4
 
@@ -48,7 +49,7 @@ def history(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     def answer(run: Run, uri: str) -> dict[str, Counter[int]]:
         return {"loss": steps}
 
-    monkeypatch.setattr(chaos, "mlflow_steps", answer)
+    monkeypatch.setattr(chaos_outcome, "mlflow_steps", answer)
     return steps
 
 

@@ -1,5 +1,7 @@
 """The driver's decisions: a budget that refills with progress, the number of workers, and who hangs."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipelines.attempt_policy import (
@@ -10,6 +12,7 @@ from pipelines.attempt_policy import (
     find_hang,
     hang_limit,
     is_faster,
+    whereabouts,
 )
 from ssl_core.train.context import Doing
 
@@ -70,6 +73,15 @@ def test_more_workers_are_worth_it_where_the_busiest_gets_fewer_lanes(
     lanes: int, workers: int, possible: int, faster: bool
 ) -> None:
     assert is_faster(lanes, workers=workers, possible=possible) == faster
+
+
+def test_where_the_workers_are() -> None:
+    three = [sign(0), sign(1), replace(sign(2), node="0" * 40)]
+    assert whereabouts(three) == "3 workers on 2 nodes (2 on 00000000, 1 on 11111111)"
+    assert whereabouts([sign(0), replace(sign(1), node="0" * 40)]) == "2 workers on 1 node (2 on 00000000)"
+    many = [replace(sign(number), node=f"{number:08d}") for number in range(20)]
+    assert whereabouts(many).startswith("20 workers on 20 nodes (1 on 00000000, 1 on 00000001, ")
+    assert whereabouts(many).endswith(", 1 on 00000007, …)")
 
 
 def test_the_limit_is_a_minute_or_ten_steps_or_what_was_set() -> None:
