@@ -4,6 +4,7 @@ Every mistake is one line that names the key and, where there is one, the neares
 """
 
 import math
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -116,6 +117,19 @@ def _parsed(key: str, value: str) -> Any:
         return value if parsed.is_sweep_override() else parsed.value()
     except HydraException:
         return value
+
+
+def override_text(value: Any) -> str:
+    """A plain value as `compose` reads it back after `key=`."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(override_text(one) for one in cast(list[Any], value))}]"
+    text = str(value)
+    if isinstance(value, str) and _parsed("a", f"[{text}]") != [text]:
+        # in quotes, Hydra reads backslashes before a quote as escapes, and only those
+        return "'" + re.sub(r"(\\*)($|')", lambda found: 2 * found[1] + (found[2] and "\\'"), text) + "'"
+    return text
 
 
 def typed(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:

@@ -52,7 +52,7 @@ def gain_in_errors(entry: Entry, best: Entry) -> float:
 
 
 def verdict(entry: Entry, others: Sequence[Entry], metric: str, promotion: Promotion | None = None) -> str:
-    """Why `entry` is or is not the champion, in words.
+    """Why `entry` became the champion or did not, in words, and who took its place since.
 
     Args:
         entry: the version in question.
@@ -60,17 +60,31 @@ def verdict(entry: Entry, others: Sequence[Entry], metric: str, promotion: Promo
         metric: what the values are.
         promotion: the last one by hand.
     """
+    everyone = [entry, *others]
+    if promotion is not None and all(one.version != promotion.version for one in everyone):
+        promotion = None  # the promoted one was deleted
+    if promotion is not None and entry.version == promotion.version:
+        won, reason = True, "it was promoted by hand"
+    elif promotion is not None and entry.version <= promotion.highest:
+        return f"version {promotion.version} was promoted by hand after it was registered"
+    else:
+        earlier = [one for one in others if one.version < entry.version]
+        won, reason = _judged(entry, champion(earlier, promotion), metric)
+    now = champion(everyone, promotion)
+    return f"{reason}; version {now.version} took its place since" if won and now and now is not entry else reason
+
+
+def _judged(entry: Entry, before: Entry | None, metric: str) -> tuple[bool, str]:
+    """Whether `entry` took the place of `before`, the champion when it was registered, and why."""
     if not _measured(entry):
-        return "it has no probe numbers, so it was not judged"
-    before = champion(others, promotion)
+        return False, "it has no probe numbers, so it was not judged"
     if before is None:
-        return f"it is the first version with a probe ({metric} {shown(entry)})"
+        return True, f"it is the first version with a probe ({metric} {shown(entry)})"
+    by_hand = "promote by hand if this one is better"
     if not _measured(before):
-        return f"the champion, version {before.version}, has no {metric} number: promote by hand if this one is better"
+        return False, f"the champion, version {before.version}, has no {metric} number: {by_hand}"
     if before.data != entry.data:
-        return (
-            f"the champion, version {before.version}, was probed on other data: promote by hand if this one is better"
-        )
+        return False, f"the champion, version {before.version}, was probed on other data: {by_hand}"
     gain = gain_in_errors(entry, before)
     if gain > 1:
         than = "more than one standard error above"
@@ -78,7 +92,7 @@ def verdict(entry: Entry, others: Sequence[Entry], metric: str, promotion: Promo
         than = "not one standard error above"
     else:
         than = "below"
-    return f"{metric} {shown(entry)} is {than} version {before.version} with {shown(before)}"
+    return gain > 1, f"{metric} {shown(entry)} is {than} version {before.version} with {shown(before)}"
 
 
 def shown(entry: Entry) -> str:

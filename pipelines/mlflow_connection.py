@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from ssl_core.errors import UserError
+from ssl_core.errors import Unavailable, UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -107,7 +107,7 @@ def check_reachable(uri: str, *, patience_seconds: float = 5.0) -> None:
     """Make sure that the server or store answers, within 10 s.
 
     Raises:
-        UserError: it does not; names host and port.
+        Unavailable: it does not; names host and port.
     """
     parts = urlsplit(uri)
     if parts.scheme.startswith("sqlite"):
@@ -119,7 +119,7 @@ def check_reachable(uri: str, *, patience_seconds: float = 5.0) -> None:
         except (OSError, ValueError) as error:
             if time.monotonic() >= deadline:
                 reason = getattr(error, "reason", None) or error
-                raise UserError(
+                raise Unavailable(
                     f"the tracking server at {place(uri)} does not answer ({reason}): start it, or set tracking.uri=…"
                 ) from error
         time.sleep(min(1.0, patience_seconds / 4))

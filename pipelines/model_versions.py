@@ -8,6 +8,7 @@ Tags of a version: `run`, `mlflow_run`, `code` (the commit); the digests `weight
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -39,7 +40,8 @@ class Version:
         numbers: dict[str, tuple[float, float]] = {}
         for tag, text in self.tags.items():
             if tag.startswith("probe.") and tag != "probe.data" and not tag.endswith(".error"):
-                numbers[tag.removeprefix("probe.")] = (float(text), float(self.tags.get(f"{tag}.error", "nan")))
+                with suppress(ValueError):  # somebody else's tag
+                    numbers[tag.removeprefix("probe.")] = (float(text), float(self.tags.get(f"{tag}.error", "nan")))
         return numbers
 
     def entry(self, metric: str) -> Entry:
@@ -65,7 +67,7 @@ def versions(client: "MlflowClient", model: str, *, missing_ok: bool = False) ->
     from mlflow.exceptions import MlflowException
 
     try:
-        aliases: dict[str, str] = client.get_registered_model(checked_name(model)).aliases
+        aliases: dict[str, str] = client.get_registered_model(model).aliases
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -75,7 +77,7 @@ def versions(client: "MlflowClient", model: str, *, missing_ok: bool = False) ->
     found: list[Version] = []
     token: str | None = None
     while True:
-        page = client.search_model_versions(f"name='{model}'", page_token=token)
+        page = client.search_model_versions(f"name={_quoted(model)}", page_token=token)
         for one in page:
             number = int(one.version)
             names = tuple(sorted(alias for alias, target in aliases.items() if int(target) == number))
@@ -178,6 +180,11 @@ def find_version(everyone: Sequence[Version], model: str, number: int) -> Versio
             return one
     there = ", ".join(str(one.number) for one in everyone) or "none"
     raise UserError(f"model {model} has no version {number}: there are {there}")
+
+
+def _quoted(name: str) -> str:
+    """For a filter: anybody's models are listed, whatever they are called."""
+    return f'"{name}"' if "'" in name else f"'{name}'"
 
 
 def _model_id(source: str | None) -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.config import compose, typed
 from pipelines.console import run_command, say
-from pipelines.mlflow_connection import RegistryPlace, plain_errors, tracking_uri
+from pipelines.mlflow_connection import RegistryPlace, place, plain_errors, tracking_uri
 from ssl_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _list_models(client: "MlflowClient", uri: str) -> None:
 
     names = registered_names(client)
     if not names:
-        say(f"no registered models at {uri}; next: python -m pipelines.register run=<run> model=<name>")
+        say(f"no registered models at {place(uri)}; next: python -m pipelines.register run=<run> model=<name>")
     for name in names:
         say(f"\n{name}\n{versions_table(versions(client, name))}")
 

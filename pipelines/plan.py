@@ -238,7 +238,7 @@ def steps_to_prepare(plan: Plan) -> int:
 def _lanes_of_a_node(plan: Plan) -> int:
     """At most: all of a Ray of its own, else those of as many workers as the driver's machine would have."""
     lanes = plan.lanes
-    workers = lanes.world if plan.config.ray.address is None else min(lanes.world, default_workers())
+    workers = lanes.world if plan.config.ray.cluster is None else min(lanes.world, default_workers())
     return min(lanes.count, len(lanes.owned) * workers)
 
 

@@ -1,6 +1,5 @@
 """The checks of `preflight`, in their order: what this machine can tell, then what Ray is needed for."""
 
-import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -195,8 +194,8 @@ def _tracking(config: PretrainConfig) -> tuple[str, str]:
 def _ray(config: PretrainConfig) -> tuple[list[Node], str]:
     from pipelines.ray_context import start_ray
 
-    knock(config.ray.address or os.environ.get("RAY_ADDRESS"))
-    start_ray(config.ray.address, workers=worker_bounds(config.train)[1])
+    knock(config.ray.cluster)
+    start_ray(config.ray.cluster, workers=worker_bounds(config.train)[1])
     nodes = nodes_for_workers()
     return nodes, f"{len(nodes)} node(s): {', '.join(node.address for node in nodes[:8])}{'…' if nodes[8:] else ''}"
 

@@ -35,6 +35,10 @@ def _pretrain(overrides: list[str], stop: StopSignals) -> None:
     name = config.name or f"{config.method['name']}-{config.model.name}-{datetime.now():%Y%m%d-%H%M%S}"
     run = RunFolder.open(config.storage, name, identity=plan.identity, config=values)
     if run.finished and not config.plan:
+        if config.register or not run.record.copied:
+            from pipelines.pretraining import complete
+
+            complete(run, plan, tracker)
         say(f"run {name} is finished; a new name starts another one")
         _print_summary(run)
         return
@@ -55,7 +59,7 @@ def _carry_out(run: Any, plan: Any, stop: StopSignals, named_uri: str | None) ->
     from pipelines.ray_context import ray_for
 
     uri = prepare(run, plan, named_uri)
-    with ray_for(plan.config.ray.address, workers=plan.workers[1]):
+    with ray_for(plan.config.ray.cluster, workers=plan.workers[1]):
         stop.take_over()
         try:
             carry_out(run, plan, stop, uri)

@@ -1,5 +1,6 @@
 """All keys of `pretrain`, typed: what `configs/pretrain.yaml` gives and the command line changes."""
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -108,6 +109,11 @@ class RayConfig:
 
     address: str | None = None
     patience: str = "5m"
+
+    @property
+    def cluster(self) -> str | None:
+        """The cluster that is joined: the named one, else that of `$RAY_ADDRESS`; None: a Ray of the command's own."""
+        return self.address or os.environ.get("RAY_ADDRESS")
 
     @property
     def patience_seconds(self) -> float:

@@ -4,20 +4,19 @@ The command `pretrain` does it in its own process, a trial of a sweep in an acto
 """
 
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 from pipelines.attempts import train_to_the_end
 from pipelines.console import say
 from pipelines.evaluation import probe_on_ray
+from pipelines.finished_run import read_probe_report
 from pipelines.mlflow_connection import check_reachable, masked, tracking_uri
-from pipelines.pictures import draw_on_ray
+from pipelines.pictures import PICTURES, draw_on_ray
 from pipelines.plan import Plan
 from pipelines.provenance import environment
 from pipelines.run_facts import log_facts, publish_run_card
 from pipelines.run_folder import RunFolder
 from pipelines.stop_signals import StopSignals
-from pipelines.tracking import Tracker
+from pipelines.tracking import Status, Tracker
 from pipelines.weights import place_initial_weights
 from ssl_core.errors import Resumable
 from ssl_core.train.profile import PROFILE
@@ -64,14 +63,18 @@ def carry_out(run: RunFolder, plan: Plan, stop: StopSignals, uri: str, *, parent
         parent=parent,
     )
     made_with = environment()
-    run.update(mlflow_run=tracker.run_id, tracking_uri=masked(uri), environment=made_with)
+    run.update(mlflow_run=tracker.run_id, tracking_uri=masked(uri), environment=made_with, copied=False)
     if made_with["code"] is not None and made_with["code"]["dirty"]:
         commit = made_with["code"]["commit"][:12]
         say(f"the code is not that of its commit {commit}: it has uncommitted changes, and the run says so")
     log_facts(tracker, run.record, plan)
-    status = "FAILED"
+    status: Status = "FAILED"
     try:
-        _train_probe_register(run, plan, stop, tracker, uri, parent)
+        _train_and_probe(run, plan, stop, with_pictures=parent is None)
+        _copy_results(run, plan, tracker)
+        if plan.config.register:
+            tracker.flush()
+            _register(run, plan, uri)
         status = "FINISHED"
     except (Resumable, KeyboardInterrupt):
         status = "KILLED"
@@ -80,49 +83,90 @@ def carry_out(run: RunFolder, plan: Plan, stop: StopSignals, uri: str, *, parent
         if run.record.state == "running":
             with suppress(OSError):  # a full disk must not hide why the run ends; `runs` sees that nobody holds it
                 run.update(state="interrupted")
-        tracker.finish(status, wait_seconds=1 if stop.asked_twice else 5 if stop.asked else 30)
+        _close(run, tracker, status, wait_seconds=1 if stop.asked_twice else 5 if stop.asked else 30)
+
+
+def complete(run: RunFolder, plan: Plan, named_uri: str | None) -> None:
+    """Do what a finished run may still lack: the rest of its copy in MLflow, and its registration.
+
+    Args:
+        run: finished.
+        plan: of its configuration.
+        named_uri: as for `prepare`.
+
+    Raises:
+        UserError: the tracker does not answer.
+    """
+    uri = tracking_uri(named_uri, plan.config.storage)
+    if not run.record.copied:
+        tracker = Tracker.open(
+            uri,
+            config=plan.config.tracking,
+            run_name=run.record.name,
+            run_folder=run.path,
+            run_id=run.record.mlflow_run,
+        )
+        log_facts(tracker, run.record, plan)
+        _copy_results(run, plan, tracker)
+        run.update(mlflow_run=tracker.run_id)
+        _close(run, tracker, "FINISHED", wait_seconds=30)
+    if plan.config.register:
+        _register(run, plan, uri)
+
+
+def _close(run: RunFolder, tracker: Tracker, status: Status, *, wait_seconds: float) -> None:
+    """Send MLflow what is left, and note whether all of it arrived."""
+    copied = tracker.finish(status, wait_seconds=wait_seconds)
+    if not copied:
+        say("MLflow does not have all of this run yet, its folder has: the same command sends the rest")
+    with suppress(OSError):
+        run.update(copied=copied)
 
 
 def _new_there(run: RunFolder, uri: str) -> bool:
     return run.record.mlflow_run is None or run.record.tracking_uri != masked(uri)
 
 
-def _train_probe_register(
-    run: RunFolder, plan: Plan, stop: StopSignals, tracker: Tracker, uri: str, parent: str | None
-) -> None:
+def _train_and_probe(run: RunFolder, plan: Plan, stop: StopSignals, *, with_pictures: bool) -> None:
     if run.record.state != "trained":
         train_to_the_end(run, plan, stop)
         stop.raise_if_asked()
-    summary: dict[str, Any] = {**(run.record.training or {}), "probe": None}
     report = probe_on_ray(plan, run.path)
     if report is not None:
         say(report.table())
+    publish_run_card(run.path)
+    if with_pictures:
+        _draw(run, plan)
+    run.write_summary({**(run.record.training or {}), "probe": report and report.to_dict()})
+
+
+def _copy_results(run: RunFolder, plan: Plan, tracker: Tracker) -> None:
+    """What the folder of a finished run has, beside its metrics, into MLflow; again is no harm."""
+    report = read_probe_report(run.path)
+    if report is not None:
         tracker.log_results(report.metrics(), step=plan.total_steps)
         tracker.set_tags({"mlflow.note.content": report.table()})  # the run's description on its page
-        summary["probe"] = report.to_dict()
-    publish_run_card(run.path)
     for name in ("config.json", "README.md"):
         tracker.log_artifact(run.path / "export" / name, "export")
-    for picture in _pictures(run, plan) if parent is None else ():
-        tracker.log_artifact(picture, "pictures")
-    for part in sorted((run.path / PROFILE).glob("*")):
-        tracker.log_artifact(part, PROFILE)
-    run.write_summary(summary)
+    for folder in (PICTURES, PROFILE):
+        for path in sorted((run.path / folder).glob("*")):
+            tracker.log_artifact(path, folder)
     tracker.log_artifact(run.path / "summary.json")
-    if plan.config.register:
-        from pipelines.registry import register_run
-
-        tracker.flush()
-        say(str(register_run(run.path, plan.config.register, uri)))
 
 
-def _pictures(run: RunFolder, plan: Plan) -> list[Path]:
-    """The run's pictures; a run without them is a whole run."""
+def _register(run: RunFolder, plan: Plan, uri: str) -> None:
+    from pipelines.registry import register_run
+
+    assert plan.config.register is not None, "checked by the caller"
+    say(str(register_run(run.path, plan.config.register, uri)))
+
+
+def _draw(run: RunFolder, plan: Plan) -> None:
+    """Draw the run's pictures; a run without them is a whole run."""
     from ray.exceptions import RayError
 
     try:
-        return draw_on_ray(plan, run.path)
+        draw_on_ray(plan, run.path)
     except RayError as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         say(f"the run is complete but for its pictures, which could not be drawn: {said[-1]}")
-        return []

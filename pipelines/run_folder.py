@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from ssl_core.errors import UserError
+from ssl_core.errors import Unavailable, UserError
 from ssl_core.storage.local import local_path, publish_bytes
 from ssl_core.storage.s3 import Folder, folder_at
 from ssl_core.train.identity import differences
@@ -33,6 +33,7 @@ class RunRecord:
     device: Literal["cpu", "gpu"] | None = None  # what a worker has one of; kept when all GPUs are gone for a while
     mlflow_run: str | None = None
     tracking_uri: str | None = None
+    copied: bool = True  # False: MLflow may not have all of it
     training: Mapping[str, Any] | None = None
     environment: Mapping[str, Any] | None = None  # `pipelines.provenance`, of the last command
     # `step` and `reason` of each attempt that lost a worker
@@ -92,14 +93,14 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Within: no other driver on this machine works on the run; raises UserError where one does."""
+        """Within: no other driver on this machine works on the run; raises Unavailable where one does."""
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(
+                raise Unavailable(
                     f"run {self.record.name} is in progress in another process: wait for it or stop it"
                 ) from error
             yield

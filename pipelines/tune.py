@@ -31,7 +31,8 @@ def main(overrides: list[str]) -> None:
 def _tune(overrides: list[str], stop: StopSignals) -> None:
     words, file = _own_file(overrides)
     values = compose("tune", words)
-    values["sweep"] = file or values["sweep"]
+    if file is not None:
+        values["sweep"] = file
 
     from pipelines.sweeps.carry_out import carry_out, say_results
     from pipelines.sweeps.sweep import plan_sweep
@@ -53,13 +54,14 @@ def _tune(overrides: list[str], stop: StopSignals) -> None:
 def _own_file(overrides: Sequence[str]) -> tuple[list[str], Mapping[str, Any] | None]:
     """The overrides without a sweep of one's own (`sweep=mine.yaml`), and what that file says."""
     import yaml
+    from omegaconf import OmegaConf
 
     words = [word for word in overrides if not (word.startswith("sweep=") and word.endswith((".yaml", ".yml")))]
     files = [word.partition("=")[2] for word in overrides if word not in words]
     if not files:
         return words, None
     try:
-        content = yaml.safe_load(Path(files[-1]).read_text(encoding="utf-8"))
+        content = OmegaConf.to_container(OmegaConf.load(files[-1]))  # reads 1e-3 as a number, as configs/ does
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"sweep={files[-1]} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

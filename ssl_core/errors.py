@@ -5,6 +5,10 @@ class UserError(ValueError):
     """Something the user can cause and mend; the message is one line: what is wrong, where, what to do."""
 
 
+class Unavailable(UserError):
+    """Something is away or taken just now: the same command may find it there later."""
+
+
 class Resumable(RuntimeError):
     """The run stopped without losing committed work; the same command continues it."""
 

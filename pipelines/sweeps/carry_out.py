@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipelines.failures import WorkerFailed
 from pipelines.mlflow_connection import check_reachable, connect
 from pipelines.plan import check_inputs, default_workers, make_plan, with_absolute_paths
 from pipelines.pretraining import carry_out as carry_out_run
-from pipelines.pretraining import prepare
+from pipelines.pretraining import complete, prepare
 from pipelines.provenance import environment, source_tags
 from pipelines.ray_context import ray_for
 from pipelines.run_folder import RUN_FILE, RunFolder, read_record
@@ -27,6 +27,7 @@ from ssl_core.errors import Resumable
 from ssl_core.storage.local import publish_bytes
 
 TABLE, PICTURE = "sweep.md", "sweep.png"
+_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", None: "KILLED"}  # in MLflow
 
 
 def carry_out(sweep: Sweep, stop: StopSignals) -> None:
@@ -42,7 +43,7 @@ def carry_out(sweep: Sweep, stop: StopSignals) -> None:
         known = sweep.run.record.mlflow_run if sweep.run.record.tracking_uri == uri else None
         if known is None:
             check_reachable(uri)
-        with ray_for(config.ray.address, workers=most * (sweep.tune.concurrent or _runs_here(most))):
+        with ray_for(config.ray.cluster, workers=most * (sweep.tune.concurrent or _runs_here(most))):
             stop.take_over()
             concurrent = _concurrent(sweep, stop)
             trials = sweep.trials(threads=_threads(sweep, concurrent))
@@ -99,9 +100,9 @@ def write_results(sweep: Sweep, trials: Trials) -> str:
     whole = trials.expected * sweep.epochs
     used = sum(one.epochs for one in trials.records.values())
     text += f"\n\nTrained {used:,.4g} epochs of the {whole:,.4g} that every run in full would take."
-    found = report.commands(trials, sweep.words, f"{sweep.name}-best")
-    if found is not None:
-        text += f"\n\nThe winner in full, judged on validation data:\n\n    {found[2]}"
+    best = report.in_full(trials, sweep.words, sweep.name)
+    if best is not None:
+        text += f"\n\nThe winner in full, judged on validation data:\n\n    {best.command}"
     publish_bytes(sweep.folder / TABLE, f"# Sweep {sweep.name}\n\n{text}\n".encode())
     report.draw(trials, sweep.parameters, metric, sweep.folder / PICTURE)
     return text
@@ -132,7 +133,7 @@ def _concurrent(sweep: Sweep, stop: StopSignals) -> int:
         patience = sweep.plan.config.ray.patience_seconds
         wait_for_room(need, least=least, most=most, stop=stop, settle=False, patience_seconds=patience)
     fits = max(1, capacity(need) // most)
-    if sweep.plan.config.ray.address is None and need == "CPU":
+    if sweep.plan.config.ray.cluster is None and need == "CPU":
         fits = max(1, sweep.tune.concurrent or _runs_here(most))  # a Ray of its own has as many as are wanted
     wanted = sweep.tune.concurrent or fits
     if wanted > fits:
@@ -142,8 +143,8 @@ def _concurrent(sweep: Sweep, stop: StopSignals) -> int:
 
 def _threads(sweep: Sweep, concurrent: int) -> int:
     """CPU threads of a worker: the runs share the cores."""
-    address = sweep.plan.config.ray.address
-    cores = (os.cpu_count() or 1) if address is None else capacity("CPU")
+    cluster = sweep.plan.config.ray.cluster
+    cores = (os.cpu_count() or 1) if cluster is None else capacity("CPU")
     return max(1, cores // (concurrent * sweep.plan.workers[1]))
 
 
@@ -188,22 +189,24 @@ def _close_children(sweep: Sweep, trials: Trials) -> None:
     from mlflow.exceptions import MlflowException
 
     client = connect(str(sweep.values["tracking"]["uri"]))
-    for name in trials.records:
-        folder = sweep.folder / name
+    for trial in trials.records.values():
+        folder = sweep.folder / trial.name
         run = read_record(folder).mlflow_run if (folder / RUN_FILE).exists() else None
         with suppress(MlflowException):  # the server is away: its runs can be ended by hand
             if run is not None and client.get_run(run).info.status == "RUNNING":
-                client.set_terminated(run, "KILLED")
+                client.set_terminated(run, _STATUS[trial.outcome])
 
 
-def _train_winner(sweep: Sweep, trials: Trials, stop: StopSignals) -> Mapping[str, Any]:
-    """`pretrain` with the winner's values: its summary."""
-    found = report.commands(trials, sweep.words, f"{sweep.name}-best")
-    assert found is not None, "checked by the caller"
-    values = with_absolute_paths(compose("pretrain", found[1]))
+def _train_winner(sweep: Sweep, trials: Trials, stop: StopSignals) -> RunFolder:
+    """`pretrain` with the winner's values: its run, finished."""
+    best = report.in_full(trials, sweep.words, sweep.name)
+    assert best is not None, "checked by the caller"
+    values = with_absolute_paths(compose("pretrain", best.overrides))
     plan = make_plan(values)
-    run = RunFolder.open(values["storage"], f"{sweep.name}-best", identity=plan.identity, config=values)
-    if not run.finished:
+    run = RunFolder.open(values["storage"], best.name, identity=plan.identity, config=values)
+    if run.finished:
+        complete(run, plan, plan.config.tracking.uri)
+    else:
         check_inputs(plan)
         say(f"training the winner in full: {plan.total_steps:,} steps in {run.path}")
         try:
@@ -212,12 +215,10 @@ def _train_winner(sweep: Sweep, trials: Trials, stop: StopSignals) -> Mapping[st
         except WorkerFailed as error:
             say(error.said)
             raise SystemExit(1) from error
-    return run.summary()
+    return run
 
 
-def _summary(
-    sweep: Sweep, trials: Trials, concurrent: int, full: Mapping[str, Any] | None, seconds: float
-) -> dict[str, Any]:
+def _summary(sweep: Sweep, trials: Trials, concurrent: int, full: RunFolder | None, seconds: float) -> dict[str, Any]:
     records = list(trials.records.values())
     scores = point_scores(trials)
     best = winner(scores)
@@ -229,7 +230,7 @@ def _summary(
         "steps": sum(one.steps for one in records),
         "images_per_second": round(sum(speeds) / len(speeds), 2) if speeds else 0.0,
         "seconds": round(seconds, 1),
-        "probe": full["probe"] if full else None,
+        "probe": full.summary()["probe"] if full else None,
         "metric": sweep.tune.metric,
         "winner": {"point": dict(best.point), "mean": best.mean, "deviation": best.deviation},
         "points": [
@@ -244,7 +245,7 @@ def _summary(
         ],
         "epochs": sum(one.epochs for one in records),
         "epochs_of_all_in_full": trials.expected * sweep.epochs,
-        "trained": None if full is None else f"{sweep.name}-best",
+        "trained": full.record.name if full else None,
     }
 
 

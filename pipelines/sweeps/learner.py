@@ -5,6 +5,8 @@ from typing import Any, cast
 
 from pipelines.sweeps.space import Parameter, Point
 
+_MOST_DRAWS = 200  # until a new point comes
+
 
 class Optuna:
     """Optuna's tree-structured Parzen estimator (Bergstra et al., 2011).
@@ -23,11 +25,20 @@ class Optuna:
         self._distributions = {one.key: _distribution(one) for one in parameters}
         self._asked: list[tuple[Point, Any]] = []
 
-    def ask(self) -> Point:
-        """A point where the search expects much, or knows little."""
-        trial = self._study.ask(self._distributions)
-        self._asked.append((trial.params, trial))
-        return trial.params
+    def ask(self, known: Sequence[Point]) -> Point | None:
+        """A point where the search expects much, or knows little, and that is not `known`; None where it finds none.
+
+        Its first points are drawn one after the other; in a later command they are drawn, and left out, again.
+        """
+        from optuna.trial import TrialState
+
+        for _ in range(_MOST_DRAWS):
+            trial = self._study.ask(self._distributions)
+            if trial.params not in known:
+                self._asked.append((trial.params, trial))
+                return trial.params
+            self._study.tell(trial, state=TrialState.FAIL)
+        return None
 
     def tell(self, point: Point, score: float | None) -> None:
         """Learn from a point, whether it was asked for here or in an earlier command."""

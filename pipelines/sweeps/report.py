@@ -3,10 +3,11 @@
 import math
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from pipelines.sweeps.space import Parameter, Point, words_of
+from pipelines.sweeps.space import Parameter, point_name, words_of
 from pipelines.sweeps.trials import CURVE, PointScore, Trials, point_scores, winner
 
 TITLES = {
@@ -60,19 +61,37 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def commands(trials: Trials, words: Sequence[str], name: str) -> tuple[Point, list[str], str] | None:
-    """The winner, the overrides of `pretrain` that train it in full, and that command for a shell; None without one.
+@dataclass(frozen=True, kw_only=True)
+class InFull:
+    """The winner as a run of its own.
+
+    Attributes:
+        name: of the run.
+        overrides: of `pretrain`.
+        command: the same for a shell.
+    """
+
+    name: str
+    overrides: Sequence[str]
+    command: str
+
+
+def in_full(trials: Trials, words: Sequence[str], sweep: str) -> InFull | None:
+    """How to train the winner in full; None without one.
 
     Args:
         trials: of the sweep.
         words: overrides that the sweep shares with `pretrain`.
-        name: of the run.
+        sweep: its name.
     """
     best = winner(point_scores(trials))
     if best is None:
         return None
+    name = f"{sweep}-best-{point_name(best.point)}"  # a sweep that is extended may find another one
     overrides = [*words, *words_of(best.point), f"name={name}"]
-    return best.point, overrides, shlex.join(["python", "-m", "pipelines.pretrain", *overrides])
+    return InFull(
+        name=name, overrides=overrides, command=shlex.join(["python", "-m", "pipelines.pretrain", *overrides])
+    )
 
 
 def draw(trials: Trials, parameters: Sequence[Parameter], metric: str, path: Path) -> Path:

@@ -7,9 +7,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 from typing import Any, Literal, cast
 
+from pipelines.config import override_text
 from ssl_core import rng
 from ssl_core.errors import UserError
 
@@ -64,6 +65,8 @@ def _parameter(key: str, value: Any, search: Search) -> Parameter:
     if kind == "values":
         if not values or any(one in values[:place] for place, one in enumerate(values)):
             raise UserError(f"{where}.values={list(values)}: give at least one value, and each once")
+        if any(isinstance(one, dict) for one in values):
+            raise UserError(f"{where}.values={list(values)}: a value cannot have keys: name a key below {key}")
         return Parameter(key=key, kind=kind, values=values)
     if search in ("grid", "one_by_one"):
         raise UserError(f"{where}: sweep.search={search} needs values: […]; {kind} is for random and optuna")
@@ -91,12 +94,20 @@ def one_by_one(parameters: Sequence[Parameter], base: Mapping[str, Any]) -> list
     return [{}, *alone]
 
 
-def random_points(parameters: Sequence[Parameter], count: int, *, seed: int) -> list[Point]:
-    """So many points, each value drawn by itself; the first are the same however many there are."""
+def size(parameters: Sequence[Parameter]) -> float:
+    """How many different points there are: infinite with a number between two."""
+    return math.prod(len(one.values) if one.kind == "values" else math.inf for one in parameters)
+
+
+def random_points(parameters: Sequence[Parameter], most: int, *, seed: int) -> list[Point]:
+    """So many different points, or all there are, each value drawn by itself; the first are the same for any `most`."""
     points: list[Point] = []
-    for index in range(count):
-        numbers = rng.uniform(rng.key(seed, "sweep", index), len(parameters))
-        points.append({one.key: one.drawn(float(number)) for one, number in zip(parameters, numbers, strict=True)})
+    draws = count()
+    while len(points) < min(most, size(parameters)):
+        numbers = rng.uniform(rng.key(seed, "sweep", next(draws)), len(parameters))
+        point = {one.key: one.drawn(float(number)) for one, number in zip(parameters, numbers, strict=True)}
+        if point not in points:
+            points.append(point)
     return points
 
 
@@ -110,22 +121,20 @@ def thinned(points: Sequence[Point], count: int | None) -> list[Point]:
 
 
 def trial_name(point: Point, seed: int) -> str:
-    """A folder's name that says what the trial is: `temperature-0.1-seed-0`."""
-    parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in point.items()] or ["base"]
-    name = re.sub(r"[^\w.+-]+", "_", "-".join(parts)).lstrip(".")
-    if len(name) > _LONGEST_NAME:
-        name = f"{name[:_LONGEST_NAME]}-{int(rng.key(0, name)) & 0xFFFFFFFF:08x}"
-    return f"{name}-seed-{seed}"
+    """A folder's name that says what the trial is: `method.temperature-0.1-seed-0`."""
+    return f"{point_name(point)}-seed-{seed}"
+
+
+def point_name(point: Point) -> str:
+    """The point as a part of a file's name: `method.temperature-0.1`; other points have other names."""
+    parts = [f"{key}-{value}" for key, value in point.items()] or ["base"]
+    whole = "-".join(parts)
+    name = re.sub(r"[^\w.+-]+", "_", whole).lstrip(".")
+    if name == whole and len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:_LONGEST_NAME]}-{int(rng.key(0, whole)) & 0xFFFFFFFF:08x}"
 
 
 def words_of(point: Point) -> list[str]:
     """The point as overrides of a command."""
-    return [f"{key}={_word(value)}" for key, value in point.items()]
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, list):
-        return f"[{','.join(_word(one) for one in cast(list[Any], value))}]"
-    return str(value)
+    return [f"{key}={override_text(value)}" for key, value in point.items()]

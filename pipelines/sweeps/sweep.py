@@ -9,9 +9,9 @@ from typing import Any, cast
 from pipelines.config import check_key, typed
 from pipelines.mlflow_connection import masked, tracking_uri
 from pipelines.plan import Plan, check_inputs, make_plan, probe_data, with_absolute_paths
-from pipelines.run_folder import RunFolder
+from pipelines.run_folder import RunFolder, find_run
 from pipelines.sweeps.learner import Optuna
-from pipelines.sweeps.report import TITLES
+from pipelines.sweeps.report import TITLES, in_full
 from pipelines.sweeps.space import (
     Parameter,
     Point,
@@ -20,6 +20,7 @@ from pipelines.sweeps.space import (
     one_by_one,
     random_points,
     read_parameters,
+    size,
     thinned,
 )
 from pipelines.sweeps.trials import CURVE, Trials
@@ -27,6 +28,8 @@ from ssl_core.errors import UserError
 from ssl_core.storage.local import local_path
 
 _POINTS = 20  # of a search that could go on for ever
+_JUDGED_BY = ("every", "online_train", "online_val", "max_train", "max_val")  # keys below `probe`
+_SET_BY_SWEEP = ("seed", "name", "storage", "register", "plan", "checkpoints", "tracking", "ray", "probe", "data.val")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,9 @@ class Sweep:
     @property
     def num_points(self) -> int:
         """Points that are tried, at most."""
-        return (self.tune.trials or _POINTS) if self.points is None else len(self.points)
+        if self.points is not None:
+            return len(self.points)
+        return int(min(self.tune.trials or _POINTS, size(self.parameters)))
 
     @property
     def seeds(self) -> range:
@@ -118,8 +123,11 @@ class Sweep:
     @property
     def left(self) -> bool:
         """Whether a finished sweep has something to do after all: more runs, or its winner in full."""
-        untrained = self.tune.train_best and self.run.finished and self.run.summary()["trained"] is None
-        return untrained or self.trials().left > 0
+        trials = self.trials()
+        if trials.left or not self.tune.train_best:
+            return trials.left > 0
+        best = in_full(trials, self.words, self.name)
+        return best is not None and self.run.summary()["trained"] != best.name
 
     @property
     def early(self) -> EarlyStopping | None:
@@ -198,6 +206,8 @@ def plan_sweep(values: Mapping[str, Any], *, name: str, words: Sequence[str]) ->
     parameters = read_parameters(search)
     shared = _shared_values(values, tune, local_path(values["storage"]).resolve() / name)
     for one in parameters:
+        if any(one.key == key or one.key.startswith(f"{key}.") for key in _SET_BY_SWEEP):
+            raise UserError(f"sweep.parameters.{one.key}: the sweep sets this itself, for each of its runs")
         try:
             check_key(one.key, shared)
         except UserError as error:
@@ -228,10 +238,20 @@ def _shared_values(values: Mapping[str, Any], tune: TuneConfig, folder: Path) ->
     own["probe"] |= {"val": None, "held_out": tune.held_out, "at_end": tune.metric != CURVE}
     own["probe"]["every"] = own["probe"]["every"] or 1
     own["tracking"]["uri"] = _without_password(tracking_uri(own["tracking"]["uri"], values["storage"]))
+    own["checkpoints"] = own["checkpoints"] and f"{own['checkpoints'].rstrip('/')}/{folder.name}"
+    own["init"] = _with_absolute_path(own["init"], values["storage"])
     if tune.epochs is not None or tune.steps is not None:
         own["train"] |= {"steps": tune.steps}
         own["train"]["epochs"] = tune.epochs or own["train"]["epochs"]
     return own
+
+
+def _with_absolute_path(init: str | None, storage: str) -> str | None:
+    """`init` as the runs find it too, whose storage is the sweep's folder."""
+    if init is None or init == "timm" or init.startswith("models:/"):
+        return init
+    exported = Path(init)
+    return str((exported if (exported / "config.json").exists() else find_run(init, storage)).resolve())
 
 
 def _without_password(uri: str) -> str:
@@ -258,9 +278,11 @@ def _points(
 
 def _identity(tune: TuneConfig, search: SweepConfig, plan: Plan) -> dict[str, Any]:
     """What its trials compare by; how many there are may change, so that a sweep can be extended."""
+    probe, judged = plan.config.probe, probe_data(plan)
     return {
         "sweep": {"search": search.search, "parameters": search.parameters},
         "tune": {"metric": tune.metric, "held_out": tune.held_out},
+        "judged_by": {name: getattr(probe, name) for name in _JUDGED_BY} | {"data": judged and judged[0].digest},
         **plan.identity,
     }
 
@@ -274,7 +296,10 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _at(values: Mapping[str, Any], key: str) -> Any:
+    """The configured value; None where it is one of another library's that is not named."""
     node: Any = values
     for part in key.split("."):
-        node = node[part]
+        node = cast(dict[str, Any], node).get(part)
+        if node is None:
+            return None
     return node

@@ -14,7 +14,7 @@ from pipelines.pretraining import carry_out, prepare
 from pipelines.run_folder import RunFolder
 from pipelines.stop_signals import StopSignals
 from pipelines.sweeps.trials import CURVE, read_trial
-from ssl_core.errors import NonFiniteLoss, Resumable, UserError
+from ssl_core.errors import NonFiniteLoss, Resumable, Unavailable, UserError
 from ssl_core.probe.report import PRETRAINED
 
 _LOOK_SECONDS = 0.5
@@ -80,7 +80,7 @@ class TrialRun:
             self._end = {"outcome": "finished"}
         except NonFiniteLoss as error:
             self._end = {"outcome": "failed", "reason": str(error)}
-        except Resumable as error:
+        except (Resumable, Unavailable, OSError) as error:  # another try may find what was missing
             self._end = {"outcome": "interrupted", "reason": str(error)}
         except Exception as error:  # noqa: BLE001 (a trial that fails is one of the sweep's results)
             said = str(error).strip() or type(error).__name__
@@ -106,4 +106,4 @@ class TrialRun:
 
 
 def _kind(error: BaseException) -> str:
-    return "" if isinstance(error, UserError | OSError) else f"{type(error).__name__}: "
+    return "" if isinstance(error, UserError) else f"{type(error).__name__}: "

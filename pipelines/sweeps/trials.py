@@ -140,11 +140,11 @@ class Trials:
     def _ask(self) -> bool:
         if self._learner is None or len(self.points) >= self._num_points:
             return False
-        point = self._learner.ask()
-        if point not in self.points:
-            self.points.append(point)
-        else:
-            self._num_points -= 1  # nothing new to try there
+        point = self._learner.ask(self.points)
+        if point is None:
+            self._num_points = len(self.points)
+            return False
+        self.points.append(point)
         return True
 
     def _record(self, point: Point, seed: int, name: str) -> TrialRecord:
@@ -217,6 +217,10 @@ def point_scores(trials: Trials) -> list[PointScore]:
 
 
 def winner(scores: Sequence[PointScore]) -> PointScore | None:
-    """The point with the best mean; None where no run was trained to its end."""
-    judged = [one for one in scores if one.mean is not None]
+    """The best mean among the points with most runs that were trained to their end; None where none was.
+
+    A mean over fewer is no better for it: those that are missing failed, or were stopped for being worse.
+    """
+    most = max((len(one.scores) for one in scores), default=0)
+    judged = [one for one in scores if one.mean is not None and len(one.scores) == most]
     return max(judged, key=lambda one: one.mean or 0.0) if judged else None

@@ -36,7 +36,7 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_finished_runs_are_not_r
             break
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    done = folder / "base_rate-0.1-seed-0"
+    done = folder / "optim.base_rate-0.1-seed-0"
     before = (done / "run.json").read_bytes(), (done / "run.json").stat().st_mtime_ns
 
     second = subprocess.run(command, capture_output=True, text=True, timeout=400)
@@ -46,8 +46,8 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_finished_runs_are_not_r
     outcomes = {
         path.parent.name: json.loads(path.read_text())["outcome"] for path in sorted(folder.glob("*/trial.json"))
     }
-    assert outcomes == {"base_rate-0.1-seed-0": "finished", "base_rate-1e+30-seed-0": "failed"}
-    assert "base_rate-1e+30-seed-0: failed: " in second.stdout
+    assert outcomes == {"optim.base_rate-0.1-seed-0": "finished", "optim.base_rate-1e+30-seed-0": "failed"}
+    assert "optim.base_rate-1e+30-seed-0: failed: " in second.stdout
     assert "pipelines.pretrain" in second.stdout
 
     summary = json.loads((folder / "summary.json").read_text())

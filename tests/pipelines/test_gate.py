@@ -66,3 +66,23 @@ def test_the_verdict_says_why(value: float | None, words: str) -> None:
     if value is not None:
         assert "version 1 with 50.00 ± 1.00 %" in verdict(entry(2, value), [entry(1, 0.5)], "linear")
         assert "first version with a probe" in verdict(entry(2, value), [entry(1, None)], "linear")
+
+
+def test_the_verdict_is_about_the_champion_at_that_time() -> None:
+    first, second, third = entry(1, 0.505), entry(2, 0.5), entry(3, 0.6)
+    assert "first version with a probe" in verdict(first, [second], "linear")  # registered again
+    assert verdict(first, [second, third], "linear").endswith("; version 3 took its place since")
+    assert verdict(second, [first, third], "linear") == "linear 50.00 ± 1.00 % is below version 1 with 50.50 ± 1.00 %"
+
+
+def test_the_verdict_knows_what_was_promoted_by_hand() -> None:
+    entries = [entry(1, 0.5), entry(2, 0.7), entry(3, 0.6)]
+    by_hand = Promotion(version=1, highest=2)
+    said = [verdict(one, [other for other in entries if other is not one], "linear", by_hand) for one in entries]
+    assert said == [
+        "it was promoted by hand; version 3 took its place since",
+        "version 1 was promoted by hand after it was registered",
+        "linear 60.00 ± 1.00 % is more than one standard error above version 1 with 50.00 ± 1.00 %",
+    ]
+    deleted = Promotion(version=9, highest=9)
+    assert "more than one standard error above" in verdict(entries[1], entries[:1], "linear", deleted)

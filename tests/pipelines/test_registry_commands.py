@@ -160,3 +160,27 @@ def test_bad_input_is_one_line_before_anything_heavy_is_imported(words: list[str
     assert named in lines[0]
     assert len(lines[0]) < 400
     assert list(tmp_path.iterdir()) == []
+
+
+def test_models_of_others_are_listed_whatever_they_are_called(store: str, said: Any) -> None:
+    client = connect(store)
+    for name in ("Anna's model", "My Model"):
+        client.create_registered_model(name)
+        client.create_model_version(name, "s3://elsewhere/model", tags={"probe.note": "good"})
+    models.main([f"tracking.uri={store}"])
+    text = said()
+    assert "\nAnna's model\n" in text
+    assert "\nMy Model\n" in text
+
+
+def test_an_empty_registry_is_named_without_its_password(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Empty:
+        def search_registered_models(self, page_token: str | None = None) -> Any:
+            class Page(list[Any]):
+                token = None
+
+            return Page()
+
+    monkeypatch.setattr("pipelines.registry.open_registry", lambda uri: Empty())  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType] (a stand-in)
+    models.main(["tracking.uri=http://me:hunter2@127.0.0.1:5000"])
+    assert said().startswith("no registered models at 127.0.0.1:5000; next: ")

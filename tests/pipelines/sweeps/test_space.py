@@ -1,5 +1,6 @@
 """Points and their names: which a search tries, in which order, and what is refused."""
 
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from pipelines.sweeps.space import (
     one_by_one,
     random_points,
     read_parameters,
+    size,
     thinned,
     trial_name,
     words_of,
@@ -44,6 +46,14 @@ def test_random_points_follow_their_distributions_and_do_not_depend_on_how_many_
     assert random_points(parameters(a={"uniform": [0, 1]}, b={"uniform": [0, 1]}), 1, seed=0)[0]["a"] != points[0]["b"]
 
 
+def test_random_points_differ_and_there_are_no_more_than_that() -> None:
+    few = parameters(a={"values": [1, 2, 3]}, b={"values": ["x", "y"]})
+    points = random_points(few, 20, seed=0)
+    assert sorted(tuple(point.values()) for point in points) == [(a, b) for a in (1, 2, 3) for b in ("x", "y")]
+    assert random_points(few, 4, seed=0) == points[:4]
+    assert (size(few), size(parameters(a={"uniform": [0, 1]}, b={"values": [1]}))) == (6, math.inf)
+
+
 def test_fewer_points_of_a_grid_are_evenly_spaced() -> None:
     points = [{"a": value} for value in range(9)]
     assert [point["a"] for point in thinned(points, 3)] == [0, 4, 8]
@@ -52,9 +62,11 @@ def test_fewer_points_of_a_grid_are_evenly_spaced() -> None:
 
 
 def test_a_trials_name_is_a_folder_name_of_its_own() -> None:
-    assert trial_name({"method.temperature": 0.1}, 2) == "temperature-0.1-seed-2"
+    assert trial_name({"method.temperature": 0.1}, 2) == "method.temperature-0.1-seed-2"
     assert trial_name({}, 0) == "base-seed-0"
-    assert trial_name({"a": "../x y"}, 0) == "a-.._x_y-seed-0"
+    assert trial_name({"a": "../x y"}, 0).startswith("a-.._x_y-")
+    assert trial_name({"a": "../x y"}, 0) != trial_name({"a": "../x_y"}, 0) != trial_name({"a": "x_y"}, 0)
+    assert trial_name({"views.image_size": 160}, 0) != trial_name({"model.image_size": 160}, 0)
     long = [trial_name({f"key{place}": 0.123456789 for place in range(12)} | {"last": last}, 0) for last in (1, 2)]
     assert long[0] != long[1]
     assert all(len(name) < 130 and "/" not in name for name in long)
@@ -63,6 +75,9 @@ def test_a_trials_name_is_a_folder_name_of_its_own() -> None:
 def test_a_points_words_read_back_as_its_values() -> None:
     point = {"views.scale": [0.2, 1.0], "method.temperature": 0.3, "probe.at_end": False, "init": None}
     read = compose("pretrain", words_of(point))
+    odd = ["null", "0.5", "true", "a,b", "it's", "a b", "s3://a/b", "C:\\x\\", "", "[x]", ["1", "b,c"]]
+    for value in odd:
+        assert compose("pretrain", words_of({"name": value}))["name"] == value
     assert (read["views"]["scale"], read["method"]["temperature"]) == ([0.2, 1.0], 0.3)
     assert (read["probe"]["at_end"], read["init"]) == (False, None)
 
@@ -75,6 +90,7 @@ def test_a_points_words_read_back_as_its_values() -> None:
         ("random", {"log_uniform": [0, 1]}, r"above 0"),
         ("random", {"values": []}, r"at least one value"),
         ("random", {"values": [1, 1]}, r"each once"),
+        ("grid", {"values": [{"b": 1}]}, r"name a key below a"),
         ("random", {"between": [0, 1]}, r"write values"),
         ("random", [0, 1], r"write values"),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipelines.sweeps.report import commands, draw, table
+from pipelines.sweeps.report import draw, in_full, table
 from pipelines.sweeps.space import Parameter
 from tests.pipelines.sweeps.ended_trials import ended_trials
 
@@ -33,16 +33,16 @@ def test_a_row_a_point_and_the_winner_stands_out(tmp_path: Path) -> None:
 
 def test_the_winners_command_is_what_a_shell_reads(tmp_path: Path) -> None:
     trials = ended_trials(tmp_path, [({"method.temperature": 0.05}, (0.5,)), ({"method.temperature": 0.2}, (0.6,))])
-    found = commands(trials, ["data.train=[a b,c]", "train.epochs=800"], "t-best")
-    assert found is not None
-    point, overrides, command = found
-    assert point == {"method.temperature": 0.2}
-    assert shlex.split(command) == ["python", "-m", "pipelines.pretrain", *overrides]
-    assert overrides == ["data.train=[a b,c]", "train.epochs=800", "method.temperature=0.2", "name=t-best"]
+    best = in_full(trials, ["data.train=[a b,c]", "train.epochs=800"], "t")
+    assert best is not None
+    assert best.name == "t-best-method.temperature-0.2"  # another one where an extended sweep has another winner
+    assert shlex.split(best.command) == ["python", "-m", "pipelines.pretrain", *best.overrides]
+    words = ["data.train=[a b,c]", "train.epochs=800", "method.temperature=0.2", f"name={best.name}"]
+    assert best.overrides == words
 
 
 def test_where_no_run_was_trained_to_its_end_there_is_no_winner(tmp_path: Path) -> None:
-    assert commands(ended_trials(tmp_path, [({"method.temperature": 0.2}, (None,))]), [], "x") is None
+    assert in_full(ended_trials(tmp_path, [({"method.temperature": 0.2}, (None,))]), [], "x") is None
 
 
 def test_the_picture_has_a_panel_for_each_key_that_varies(tmp_path: Path) -> None:

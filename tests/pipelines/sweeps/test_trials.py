@@ -70,6 +70,17 @@ def test_the_winner_has_the_best_mean_of_runs_in_full(tmp_path: Path) -> None:
     assert winner([third]) is None
 
 
+def test_a_point_does_not_win_by_losing_its_bad_seeds(tmp_path: Path) -> None:
+    trials = trials_in(tmp_path, count=2)
+    scores = {("t-0.1", 0): 0.7, ("t-0.1", 1): 0.7, ("t-0.5", 0): 0.72, ("t-0.5", 1): None}
+    while (record := trials.next()) is not None:
+        score = scores.get((record.name[:5], record.seed))
+        end(trials, record, score, "failed" if score is None else "finished")
+    best = winner(point_scores(trials))
+    assert best is not None
+    assert best.point == {"t": 0.1}
+
+
 def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     (tmp_path / "t/trial.json").write_text('{"name": ')
@@ -79,6 +90,27 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def optuna_search() -> Optuna:
     return Optuna([Parameter(key="t", kind="uniform", values=(0.0, 1.0))], seed=0)
+
+
+@pytest.mark.parametrize("killed_after", [3, 8])
+def test_a_search_that_learns_has_all_its_points_whenever_its_driver_was_killed(
+    tmp_path: Path, killed_after: int
+) -> None:
+    tried: list[Point] = []
+    for most in (killed_after, 20):
+        trials = trials_in(tmp_path, optuna_search(), seeds=range(1), count=20)
+        while len(tried) < most and (record := trials.next()) is not None:
+            tried.append(record.point)
+            end(trials, record, 0.5)
+    assert len(trials.records) == len(tried) == 20
+    assert trials_in(tmp_path, optuna_search(), seeds=range(1), count=20).left == 0
+
+
+def test_a_search_that_learns_ends_where_there_is_nothing_new(tmp_path: Path) -> None:
+    two = Optuna([Parameter(key="t", kind="values", values=(0.1, 0.2))], seed=0)
+    trials = trials_in(tmp_path, two, seeds=range(1), count=5)
+    assert sorted(given(trials)) == ["t-0.1-seed-0", "t-0.2-seed-0"]
+    assert trials.expected == 2
 
 
 def test_a_search_that_learns_goes_where_it_was_good_also_after_its_driver_was_killed(tmp_path: Path) -> None:
