@@ -4,7 +4,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from pipelines import preflight_verdicts as verdicts
 from pipelines.all_reduce import sum_on_workers
-from pipelines.cluster_room import Resource, room
+from pipelines.attempts import wait_for_room
+from pipelines.cluster_room import Resource, room, workers_need
 from pipelines.mlflow_connection import check_reachable, connect, place, plain_errors, sqlite_path, tracking_uri
 from pipelines.node_facts import disk_spaces, fetch, shared_memory, try_store, versions
 from pipelines.plan import Plan, check_inputs, make_plan, probe_data, worker_bounds
@@ -20,7 +21,8 @@ from pipelines.pretrain_config import PretrainConfig
 from pipelines.run_folder import checkpoint_folder
 from pipelines.scouts import Node, Question, Scouts, nodes_for_workers
 from pipelines.shared_storage import SharedPlaces
-from ssl_core.errors import UserError
+from pipelines.stop_signals import StopSignals
+from ssl_core.errors import Resumable, UserError
 from ssl_core.methods.base import as_module
 from ssl_core.storage.local import local_path, made_for_now
 from ssl_core.storage.s3 import Folder
@@ -60,15 +62,13 @@ def check_all(values: Mapping[str, Any], config: PretrainConfig, make: Make, say
             folders.append(checkpoints)
         tracker = make("tracking", partial(_tracking, config))
         stack.callback(_leave_ray)
-        started = make("Ray", partial(_ray, config), patience_seconds=None)  # its daemons end with the thread
-        if started is None:
+        if make("Ray", partial(_ray, config), patience_seconds=None) is None:  # its daemons end with the thread
             say("        without Ray the nodes and the workers cannot be looked at")
             return
-        nodes: list[Node] = started[0]
-        workers = make("workers", partial(_workers, config, nodes))
+        workers = make("workers", partial(_workers, config), patience_seconds=None)  # it has a limit of its own
         need: Resource = workers[0] if workers else "CPU"
         shared = SharedPlaces(folders, tracker and tracker[0])
-        table = _check_nodes(nodes, need, _questions(plan, bytes_of, checkpoints), shared, make)
+        table = _check_nodes(nodes_for_workers(), need, _questions(plan, bytes_of, checkpoints), shared, make)
         if workers:
             make("all-reduce", partial(_all_reduce, bytes_of, need, workers[1]), patience_seconds=_SUM_SECONDS + 30)
         say(f"\n{table}")
@@ -192,13 +192,13 @@ def _tracking(config: PretrainConfig) -> tuple[str, str]:
     return uri, f"{place(uri)} answers, and lists its experiments"
 
 
-def _ray(config: PretrainConfig) -> tuple[list[Node], str]:
+def _ray(config: PretrainConfig) -> str:
     from pipelines.ray_context import start_ray
 
     knock(config.ray.address or os.environ.get("RAY_ADDRESS"))
     start_ray(config.ray.address, workers=worker_bounds(config.train)[1])
     nodes = nodes_for_workers()
-    return nodes, f"{len(nodes)} node(s): {', '.join(node.address for node in nodes[:8])}{'…' if nodes[8:] else ''}"
+    return f"{len(nodes)} node(s): {', '.join(node.address for node in nodes[:8])}{'…' if nodes[8:] else ''}"
 
 
 def knock(address: str | None) -> None:
@@ -211,8 +211,13 @@ def knock(address: str | None) -> None:
             raise UserError(f"nothing answers at the Ray address {address} ({error}): is the cluster up?") from error
 
 
-def _workers(config: PretrainConfig, nodes: Sequence[Node]) -> tuple[Resource, int, str]:
-    return verdicts.room_for_workers(nodes, workers=worker_bounds(config.train), free=room, device=config.train.device)
+def _workers(config: PretrainConfig) -> tuple[Resource, int, str]:
+    """Nodes are asked for and waited for as the run does."""
+    least, most = worker_bounds(config.train)
+    need, patience = workers_need(least, config.train.device), config.ray.patience_seconds
+    with suppress(Resumable):  # the verdict says it with what to do
+        wait_for_room(need, least=least, most=most, stop=StopSignals(), settle=False, patience_seconds=patience)
+    return verdicts.room_for_workers(nodes_for_workers(), workers=(least, most), free=room, device=config.train.device)
 
 
 def _all_reduce(bytes_of: Sizes | None, need: Resource, workers: int) -> str:
