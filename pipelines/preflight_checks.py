@@ -93,7 +93,7 @@ def _check_nodes(
         "tracking": partial(verdicts.tracking_is_reached, found),
         "checkpoints": partial(verdicts.store_works, found),
         "data": partial(verdicts.data_is_read, found),
-        "disk": partial(verdicts.disk_suffices, found),
+        "disk": partial(verdicts.disk_suffices, found, need),
         "shared memory": partial(verdicts.shared_memory_suffices, found, need),
     }
     for name, judge in judges.items():
