@@ -117,7 +117,7 @@ def _questions(plan: Plan | None, bytes_of: "Sizes | None", checkpoints: Folder)
         asked["disk"] = partial(
             disk_spaces,
             plan.config.data.shard_cache,
-            sum(bucket.values()),
+            bucket,
             checkpoints,
             bytes_of.checkpoint,
             plan.config.train.keep_checkpoints + 2,  # the best, and the one that is written
