@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster import following, submit
+from cluster import following, job, submit
 from tests.cluster.fake_cluster import TOKEN, FakeCluster, serving
 
 SECRET = "s3cr3t-value-of-a-key"
@@ -123,6 +123,35 @@ def test_secrets_go_to_the_cluster_and_nowhere_else(
     assert "job-2  SUCCEEDED" in done.stdout
     assert SECRET not in said
     assert TOKEN not in said
+
+
+def test_stop_ends_later_attempts_and_not_what_is_called_like_them(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = {"status": "STOPPED"}
+    with serving(FakeCluster(RESUMABLE, KILLED, SUCCEEDED, SUCCEEDED)) as cluster:
+        assert submitted(cluster, "retries=1") == 137
+        assert submitted(cluster, "id=job-3") == 0  # somebody else's
+        cluster.jobs["job-2"]["status"] = cluster.jobs["job-3"]["status"] = "RUNNING"
+        cluster.on_stop = stopped
+        assert job.main(["stop", "id=job", f"address={cluster.address}"]) == 0
+        assert [one for one in cluster.asked if one.endswith("/stop")] == ["POST /api/jobs/job-2/stop"]
+        capsys.readouterr()
+        assert job.main(["stop", "id=job-3", f"address={cluster.address}"]) == 0
+        assert "job-2" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("end", "again"), [(RESUMABLE, True), (SUCCEEDED, False), ({"driver_exit_code": 1}, False)])
+def test_a_stop_in_the_pause_between_attempts_says_who_has_to_be_stopped(
+    end: dict[str, Any], again: bool, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(FakeCluster(end)) as cluster:
+        submitted(cluster)
+        capsys.readouterr()
+        assert job.main(["stop", "id=job", f"address={cluster.address}"]) == 0
+    said = capsys.readouterr().out
+    assert "job job has ended: " in said
+    assert ("where a cluster.submit with retries= waits, it submits it again" in said) == again
 
 
 def test_ctrl_c_leaves_the_job(here: Path) -> None:
