@@ -89,6 +89,39 @@ def test_a_proxy_without_its_server_is_waited_for(here: Path) -> None:
         assert cluster.proxy_has_no_server == 0
 
 
+@pytest.mark.parametrize("end", [SUCCEEDED, KILLED])
+def test_the_end_of_a_log_is_asked_for_again(
+    end: dict[str, Any], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(FakeCluster(end)) as cluster:
+        cluster.loses_logs = 2
+        submitted(cluster)
+    assert "log of job ·\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("end", "status", "patience"), [(LOST, 1, 600.0), (SUCCEEDED, 0, 0.1)])
+def test_a_log_that_is_lost_keeps_nobody_waiting(
+    end: dict[str, Any], status: int, patience: float, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "follow", partial(following.follow, patience_seconds=patience))
+    with serving(FakeCluster(end)) as cluster:
+        cluster.loses_logs = 1_000_000
+        assert submitted(cluster) == status
+
+
+def test_an_api_that_stays_away_leaves_the_job(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "follow", partial(following.follow, patience_seconds=0.1))
+    with serving(FakeCluster({"status": "RUNNING"})) as cluster:
+        cluster.away = True
+        assert submitted(cluster, "retries=1") == 1
+        said = capsys.readouterr().err
+        assert f"submit: {cluster.address} answers 502" in said
+        assert ": job job may go on, but nobody submits it again\n" in said
+        assert f"python -m cluster.job logs id=job follow=true address={cluster.address}" in said
+
+
 def test_an_id_is_taken_once(here: Path) -> None:
     with serving(FakeCluster(SUCCEEDED, SUCCEEDED)) as cluster:
         assert submitted(cluster) == 0
