@@ -53,20 +53,24 @@ def follow(
         Unreachable: it was away for longer; the job may go on.
     """
     log = _Log(api, job, show)
+    ended: Ended | None = None
     last_answer = time.monotonic()
     while True:
         try:
             details = api.details(job)
-            ended = details["status"] in TERMINAL
-            log.show_new(now=ended)
-            last_answer = time.monotonic()
+            if details["status"] in TERMINAL:
+                ended = how_it_ended(details)
+            log.show_new(now=ended is not None, may_be_lost=details.get("error_type") in _NODE_WAS_LOST)
             if ended:
-                return how_it_ended(details)
+                return ended
+            last_answer = time.monotonic()
         except (NotFound, Unreachable) as error:
             if _UNKNOWN in str(error):
                 why = "the cluster no longer knows it: its head was replaced"
                 return Ended(status=EXIT_FAILED, resumable=True, why=why)
             if time.monotonic() - last_answer > patience_seconds:
+                if ended:  # the end of its log is all that is missing
+                    return ended
                 raise
         time.sleep(_PAUSE_SECONDS)
 
@@ -108,15 +112,15 @@ class _Log:
         self._shown = 0  # characters
         self._next = 0.0
 
-    def show_new(self, *, now: bool) -> None:
-        """Show what is new, if it is time to look again, or `now`: then a log that has gone is no error."""
+    def show_new(self, *, now: bool, may_be_lost: bool) -> None:
+        """Show what is new, if it is time to look again, or `now`; a log that was on a lost node is left."""
         if not now and time.monotonic() < self._next:
             return
         try:
             text = self._api.logs(self._job)
         except Unreachable:
-            if now:
-                return  # it was on the node that was lost
+            if may_be_lost:
+                return
             raise
         self._next = time.monotonic() + len(text) / _BYTES_PER_SECOND
         if len(text) > self._shown:

@@ -9,6 +9,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+_SET = re.compile(r"(?P<not>[!^]?)(?P<members>\]?(?:\[:\w+:\]|\\.|[^\]\\])*)\]", re.DOTALL)  # after its "["
+_MEMBER = re.compile(r"\[:(\w+):\]|(\\.|.)-(\\.|.)|(\\.|.)", re.DOTALL)
+_KINDS = {  # of POSIX, in ASCII
+    "alnum": "0-9A-Za-z",
+    "alpha": "A-Za-z",
+    "blank": r" \t",
+    "cntrl": r"\x00-\x1f\x7f",
+    "digit": "0-9",
+    "graph": "!-~",
+    "lower": "a-z",
+    "print": " -~",
+    "punct": r"!-/:-@\[-`{-~",
+    "space": r" \t-\r",
+    "upper": "A-Z",
+    "xdigit": "0-9A-Fa-f",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
@@ -91,10 +108,24 @@ def _name_pattern(glob: str) -> str:
             written += "[^/]*"
         elif letter == "?":
             written += "[^/]"
-        elif letter == "[" and (end := glob.find("]", i + 2 if glob[i : i + 1] in ("!", "^") else i + 1)) > 0:
-            inside = glob[i:end].replace("\\", "\\\\")
-            written += f"(?!/)[{'^' + inside[1:] if inside[:1] in ('!', '^') else inside}]"
-            i = end + 1
+        elif letter == "[" and (found := _SET.match(glob, i)):
+            written += _set_pattern(found["members"], negated=bool(found["not"]))
+            i = found.end()
         else:
             written += re.escape(letter)
     return written
+
+
+def _set_pattern(members: str, *, negated: bool) -> str:
+    """One letter of those between brackets, or none of them; of a range that runs backwards git takes the first."""
+    written = ""
+    for kind, first, last, single in _MEMBER.findall(members):
+        if kind:
+            written += _KINDS.get(kind, "")
+        elif single or first[-1] > last[-1]:
+            written += re.escape((single or first)[-1])
+        else:
+            written += f"{re.escape(first[-1])}-{re.escape(last[-1])}"
+    if not written:
+        return "[^/]" if negated else "(?!)"
+    return f"(?!/)[{'^' if negated else ''}{written}]"

@@ -7,7 +7,7 @@
 
 Keys and defaults:
 
-  id=                 as cluster.submit said it; stop= also ends later attempts of it: <id>-2, <id>-3
+  id=                 as cluster.submit said it; stop also ends later attempts of it: <id>-2, <id>-3
   address=            of the jobs API; default: $RAY_API_SERVER_ADDRESS
   follow=false        logs: until the job ends
   wait=true           stop: until it has ended
@@ -15,7 +15,6 @@ Keys and defaults:
 The token is found where Ray looks for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
 """
 
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -70,9 +69,12 @@ def _logs(api: JobsApi, values: dict[str, Any]) -> int:
 
 
 def _stop(api: JobsApi, values: dict[str, Any]) -> int:
-    running = [one["submission_id"] for one in _attempts(api, values["id"]) if one["status"] not in TERMINAL]
+    attempts = _attempts(api, values["id"])
+    running = [one["submission_id"] for one in attempts if one["status"] not in TERMINAL]
     if not running:
-        say(f"job {values['id']} has ended")
+        ended = how_it_ended(attempts[-1])
+        again = "; where a cluster.submit with retries= waits, it submits it again: end that one by Ctrl-C"
+        say(f"job {attempts[-1]['submission_id']} has ended: {ended.why}{again if ended.resumable else ''}")
         return EXIT_OK
     for job in running:
         api.stop(job)
@@ -98,9 +100,9 @@ _VERBS: dict[str, Callable[[JobsApi, dict[str, Any]], int]] = {
 
 
 def _attempts(api: JobsApi, job: str) -> list[dict[str, Any]]:
-    """The job, and what was submitted again of it, in order; raises BadInput where there is none."""
+    """The job, and what the same cluster.submit submitted after it, in order; raises BadInput where there is none."""
     try:
-        found = [api.details(job)]
+        first = api.details(job)
     except NotFound:
         known = [one["submission_id"] for one in api.jobs() if one.get("submission_id")]
         near = get_close_matches(job, known, n=1, cutoff=0.5)
@@ -108,9 +110,15 @@ def _attempts(api: JobsApi, job: str) -> list[dict[str, Any]]:
             f"there is no job {job} on {api.address}: "
             f"{f'did you mean {near[0]}?' if near else 'python -m cluster.job list shows them'}"
         ) from None
-    later = re.compile(re.escape(job) + r"-(\d+)")
-    again = [one for one in api.jobs() if later.fullmatch(one.get("submission_id") or "")]
-    return found + sorted(again, key=lambda one: int(one["submission_id"].rsplit("-", 1)[1]))
+    nonce, number = _submission(first)
+    later = {_submission(one)[1]: one for one in api.jobs() if _submission(one)[0] == nonce}
+    return [first, *(later[other] for other in sorted(later) if other > number)]
+
+
+def _submission(details: dict[str, Any]) -> tuple[str, int]:
+    """Which cluster.submit it came from, and which attempt of it; its own id and 1 where it came otherwise."""
+    nonce, _, number = (details.get("metadata") or {}).get("submission", "").rpartition("-")
+    return (nonce, int(number)) if nonce and number.isdecimal() else (details.get("submission_id") or "", 1)
 
 
 def _line(one: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ and caches the token of the first call. The API is the one that Ray documents; p
 import json
 import os
 import queue
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -56,21 +57,29 @@ def find_token() -> Token | None:
     """The token where Ray looks for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
 
     Raises:
-        BadInput: a file that is named cannot be read.
+        BadInput: a file that is named cannot be read, or what was found cannot stand in a request's header.
     """
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         return None
     if value := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return Token(value=value, source="RAY_AUTH_TOKEN")
+        return _token(value, "RAY_AUTH_TOKEN")
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named or "~/.ray/auth_token").expanduser()
     try:
-        value = path.read_text(encoding="utf-8").strip()
+        value = path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError as error:
         if named:
             raise BadInput(f"RAY_AUTH_TOKEN_PATH={named} cannot be read: {error.strerror}") from error
         return None
-    return Token(value=value, source=str(path)) if value else None
+    return _token(value, str(path)) if value else None
+
+
+def _token(value: str, source: str) -> Token:
+    if not re.fullmatch(r"[\x21-\x7e]+", value):
+        raise BadInput(
+            f"the token of {source} is not one word of ASCII: take the one that the cluster was started with"
+        )
+    return Token(value=value, source=source)
 
 
 def address_of(text: str | None) -> str:

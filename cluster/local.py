@@ -1,6 +1,6 @@
 """A cluster to rehearse on: head and nodes as real processes, an object store and an MLflow server, all on loopback.
 
-  python -m cluster.local                                  until Ctrl-C or SIGTERM, which end all of it
+  python -m cluster.local                                  until Ctrl-C, SIGTERM or SIGHUP, which end all of it
   python -m cluster.local nodes=2 cpus_per_node=2 folder=/tmp/rehearsal
 
 Keys and defaults:
@@ -226,14 +226,15 @@ class _Asked(BaseException):
 
 
 def _end_on_signals() -> None:
-    """From now on the first SIGINT or SIGTERM raises `_Asked`; later ones are not heard, so that all is taken down."""
+    """From now on the first of these signals raises `_Asked`; later ones are not heard, so that all is taken down."""
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal was closed
 
     def handler(number: int, frame: FrameType | None) -> NoReturn:
-        for name in (signal.SIGINT, signal.SIGTERM):
+        for name in ends:
             signal.signal(name, signal.SIG_IGN)
         raise _Asked
 
-    for name in (signal.SIGINT, signal.SIGTERM):
+    for name in ends:
         signal.signal(name, handler)
 
 

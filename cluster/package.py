@@ -23,7 +23,8 @@ LIMIT_BYTES = 100 * 2**20  # the largest body that Ray's dashboard takes; the 51
 NEVER = (
     *(".git", ".hg", ".svn", ".venv", "venv", "node_modules", "__pycache__", "*.pyc", "*.egg-info"),
     *(".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis", ".ipynb_checkpoints", "mlruns", "mlflow.db"),
-    *(".env", ".env.*", ".netrc", ".aws", ".ssh", ".kube", "*.pem", "*.key", "auth_token", "environment.sh"),
+    *(".env", ".env.*", ".envrc", ".netrc", ".pypirc", ".git-credentials", ".aws", ".ssh", ".kube", "auth_token"),
+    *("environment.sh", "*.pem", "*.key", "id_rsa", "id_ecdsa", "id_ed25519"),
 )
 _IGNORE_FILES = (".gitignore", ".rayignore")
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the archive must not depend on when a file was written
@@ -76,22 +77,40 @@ def pack(folder: Path, exclude: Sequence[str] = (), *, limit_bytes: int = LIMIT_
 
 def files_of(folder: Path, exclude: Sequence[str] = ()) -> Iterator[str]:
     """Relative paths, with `/`, of the files of a folder that are not left out; links to files count as files."""
-    yield from _below(folder, "", [], rules_of([*NEVER, *exclude]))
+    top = _checkout_of(folder)
+    place = "".join(f"{name}/" for name in folder.relative_to(top).parts)
+    rules: list[Rule] = []
+    for parent in reversed(Path(place).parents if place else ()):
+        rules += _rules_in(top, "" if parent == Path() else f"{parent.as_posix()}/")
+    for path in _below(top, place, rules, rules_of([*NEVER, *exclude], place)):
+        yield path.removeprefix(place)
 
 
-def _below(folder: Path, place: str, rules: list[Rule], always: list[Rule]) -> Iterator[str]:
-    # what a file takes in again with `!` is not one of those that are always left out
+def _checkout_of(folder: Path) -> Path:
+    """The top of the checkout that a folder is in, whose rules git follows below it too; or the folder itself."""
+    return next((one for one in (folder, *folder.parents) if (one / ".git").exists()), folder)
+
+
+def _rules_in(top: Path, place: str) -> list[Rule]:
+    """Of the files in one folder that say what to ignore."""
+    rules: list[Rule] = []
     for name in _IGNORE_FILES:
         with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            text = (folder / place / name).read_text(encoding="utf-8", errors="surrogateescape")
-            rules = [*rules, *rules_of(text.splitlines(), place)]
-    with os.scandir(folder / place) as entries:
+            text = (top / place / name).read_text(encoding="utf-8", errors="surrogateescape")
+            rules += rules_of(text.splitlines(), place)
+    return rules
+
+
+def _below(top: Path, place: str, rules: list[Rule], always: list[Rule]) -> Iterator[str]:
+    # what a file takes in again with `!` is not one of those that are always left out
+    rules = [*rules, *_rules_in(top, place)]
+    with os.scandir(top / place) as entries:
         for entry in entries:
             path, is_folder = f"{place}{entry.name}", entry.is_dir(follow_symlinks=False)
             if any(left_out(path, some, is_folder=is_folder) for some in (rules, always)):
                 continue
             if is_folder:
-                yield from _below(folder, f"{path}/", rules, always)
+                yield from _below(top, f"{path}/", rules, always)
             elif entry.is_file():
                 yield path
 

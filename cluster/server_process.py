@@ -1,6 +1,14 @@
-"""A server on this machine that can be stopped and started again as it was: same command, same port, same files."""
+"""A server on this machine that can be stopped and started again as it was: same command, same port, same files.
 
+    python -m cluster.server_process <folder> <command> …       what stands between: it runs the command in the folder
+
+It lives until its standard input ends, as a Ray node does (`cluster.ray_node`): also where its starter was killed.
+"""
+
+import signal
 import subprocess
+import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -9,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
+from types import FrameType
+from typing import IO, cast
 
 from cluster.process_tree import kill_tree, process_tree
 
@@ -42,11 +52,10 @@ class ServerProcess:
         assert self._process is None, f"{self.name} runs already"
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "cluster.server_process", str(self.log.parent), *self.command],
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd=self.log.parent,
                 env=self.environment,
                 start_new_session=True,  # a Ctrl-C is for whoever started it, who then stops it
             )
@@ -79,4 +88,26 @@ class ServerProcess:
         if self._process is not None:
             kill_tree(self._process.pid)
             self._process.wait()
+            cast(IO[bytes], self._process.stdin).close()
             self._process = None
+
+
+def main() -> None:
+    """Run a server, and hand on SIGTERM; leaves with its status."""
+    folder, *command = sys.argv[1:]
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=folder)
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        server.terminate()
+
+    def end_with_starter() -> None:
+        sys.stdin.read()
+        kill_tree(server.pid)
+
+    signal.signal(signal.SIGTERM, hand_on)
+    threading.Thread(target=end_with_starter, daemon=True).start()
+    sys.exit(server.wait())
+
+
+if __name__ == "__main__":
+    main()

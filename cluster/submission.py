@@ -41,7 +41,9 @@ KEYS: Keys = {
     "retries": count_from_zero,
     "id": str,
 }
-_CREDENTIALS = re.compile(r"://[^/@\s]+:[^/@\s]+@")
+_CREDENTIALS = re.compile(  # user:password@ of a URL, or a parameter, as pipelines.mlflow_connection masks it
+    r"(?i)://[^/@\s]*:[^/@\s]+@|[?&][^=&\s]*(?:password|passwd|secret|token)[^=&\s]*=[^&\s]"
+)
 _SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
@@ -67,8 +69,10 @@ class Submission:
 
     @property
     def secret_names(self) -> list[str]:
-        """Of the environment's names, those that sound like keys."""
-        return [name for name in self.environment if _SECRET_NAME.search(name)]
+        """Of the environment's names, those that sound like keys, or whose value is a URL with a password."""
+        return [
+            name for name, value in self.environment.items() if _SECRET_NAME.search(name) or _CREDENTIALS.search(value)
+        ]
 
     def attempt(self, number: int) -> str:
         """The id of the job when it is submitted for the n-th time, from 1."""
@@ -141,16 +145,27 @@ def _completed(command: str, overrides: list[str], job: str) -> list[str]:
     """With what a job on a cluster needs besides: a name by which the run is found again, and the cluster's address."""
     given = dict(split(word) for word in overrides)
     if COMMANDS[command].writes_runs:
-        if given.get("plan") != "true" and not given.get("storage", "").startswith("/"):
-            raise BadInput(
-                f"storage={given.get('storage', 'runs')} lies in the job's own folder, which goes away: give a "
-                "folder that all nodes of the cluster share, as storage=/mnt/runs"
-            )
+        if given.get("plan") != "true":
+            _check_places(given)
         if given.get("name", "null") in ("null", ""):
             overrides = [*(word for word in overrides if split(word)[0] != "name"), f"name={job}"]
     if COMMANDS[command].joins and "ray.address" not in given:
         overrides = [*overrides, "ray.address=auto"]
     return overrides
+
+
+def _check_places(given: Mapping[str, str]) -> None:
+    """Raises BadInput where what the run writes would go with the job."""
+    if not given.get("storage", "").startswith("/"):
+        raise BadInput(
+            f"storage={given.get('storage', 'runs')} lies in the job's own folder, which goes away: give a "
+            "folder that all nodes of the cluster share, as storage=/mnt/runs"
+        )
+    if not re.match(r"/|s3://|(null)?$", given.get("checkpoints", "")):
+        raise BadInput(
+            f"checkpoints={given['checkpoints']} lies in the job's own folder, which goes away: give s3://bucket/"
+            "prefix or a folder that all nodes of the cluster share, or leave it out, and they are in storage="
+        )
 
 
 def _chosen(wanted: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ import shlex
 import sys
 import time
 
-from cluster.command_line import EXIT_INTERRUPTED, EXIT_OK, run_command, say
+from cluster.command_line import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, run_command, say
 from cluster.following import PATIENCE_SECONDS, follow
 from cluster.job import commands_of, show
 from cluster.jobs_api import JobsApi, Unreachable, address_of, find_token
@@ -55,9 +55,9 @@ def main(words: list[str]) -> int:
             return EXIT_OK
         try:
             ended = follow(api, job.attempt(number), show)
-        except KeyboardInterrupt:
-            _leave(api, job, number)
-            return EXIT_INTERRUPTED
+        except (KeyboardInterrupt, Unreachable) as error:
+            _leave(api, job, number, error)
+            return EXIT_FAILED if isinstance(error, Unreachable) else EXIT_INTERRUPTED
         say(f"job {job.attempt(number)}: {ended.why}")
         if not ended.resumable or number > job.retries:
             return ended.status
@@ -94,11 +94,12 @@ def _submit_now(api: JobsApi, job: Submission, package: Package | None, number: 
     api.submit(job.attempt(number), job.entrypoint, runtime_env, metadata)
 
 
-def _leave(api: JobsApi, job: Submission, number: int) -> None:
+def _leave(api: JobsApi, job: Submission, number: int, error: BaseException) -> None:
     name = job.attempt(number)
+    goes_on = f"{error}: job {name} may go on" if isinstance(error, Unreachable) else f"job {name} goes on"
     again = ", but nobody submits it again" if job.retries else ""
     _status, logs, stop = commands_of(name, api.address)
-    sys.stderr.write(f"\nsubmit: job {name} goes on{again}\n  {logs}\n  {stop}\n")
+    sys.stderr.write(f"\nsubmit: {goes_on}{again}\n  {logs}\n  {stop}\n")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from ssl_core.train.saved_steps import saved_steps
 
 _SETTLE_SECONDS = 3.0  # for what a lost attempt held to be free again, and for lost nodes to be noticed
 _LOOK_SECONDS = 1.0
+_HOPE_SECONDS = 30.0  # for nodes for the most workers; an autoscaler looks every five
 _MOVE_SECONDS = 5.0
 
 
@@ -116,10 +117,13 @@ def wait_for_room(
             there = f"the cluster has room for {found} worker(s) that need a {need} each, of {capacity(need)} in all"
             if workers is None and waited > patience_seconds:
                 raise Resumable(f"{there}; train.workers asks for at least {least}: the same command tries again")
-            if workers is None and not said and waited > (_SETTLE_SECONDS if settle else 0):
-                say(f"{there}: waiting up to {duration(patience_seconds)} for {least}")
-                ask_for_nodes(need, most)
+            if workers is None and waited > (_SETTLE_SECONDS if settle else 0):
+                if not said:
+                    say(f"{there}: waiting up to {duration(patience_seconds)} for {least}")
                 said = True
+                # the most may be more than there can be, and then no node comes at all
+                wanted = most if waited < min(_HOPE_SECONDS, patience_seconds / 2) else least
+                ask_for_nodes(need, capacity(need) - found + wanted)  # at each look: others say theirs
             if stop.wait(_LOOK_SECONDS):
                 raise Resumable("stopped while waiting for room: the same command continues it")
     finally:

@@ -40,7 +40,11 @@ def draining_nodes() -> frozenset[str]:
 
 
 def ask_for_nodes(resource: Resource, workers: int) -> None:
-    """Tell an autoscaler, where there is one, how many workers are wanted; none of them ends the wish."""
+    """Tell an autoscaler, where there is one, for how many workers there shall be room, those that run included.
+
+    There is one wish for the whole cluster, that of whoever said it last: 0 ends it. A wish for more than the cluster
+    may ever have brings no node.
+    """
     from ray.autoscaler.sdk import request_resources
 
     request_resources(bundles=[{resource: 1}] * workers)

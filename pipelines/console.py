@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import TextIO
 
 from pipelines.config import groups_of
-from ssl_core.errors import Resumable, UserError
+from ssl_core.errors import NonFiniteLoss, Resumable, UserError
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_RESUMABLE, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 
@@ -54,18 +54,19 @@ def run_command(
     except (UserError, Resumable, OSError) as error:
         if debug:
             traceback.print_exc()
-        status = (
-            EXIT_BAD_INPUT
-            if isinstance(error, UserError)
-            else EXIT_RESUMABLE
-            if isinstance(error, Resumable)
-            else EXIT_FAILED
-        )
         print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.exit(status)
+        sys.exit(_status_of(error))
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _status_of(error: UserError | Resumable | OSError) -> int:
+    if isinstance(error, UserError):
+        return EXIT_BAD_INPUT
+    if isinstance(error, NonFiniteLoss):  # the same command would meet it again: nobody shall submit it again
+        return EXIT_FAILED
+    return EXIT_RESUMABLE if isinstance(error, Resumable) else EXIT_FAILED
 
 
 def say(text: str) -> None:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -97,27 +97,43 @@ def fetch(parts: Sequence[Manifest]) -> Fetched:
     return Fetched(num_bytes=sum(part.num_bytes for part in parts), seconds=time.monotonic() - began)
 
 
-def cache_space(config: CacheConfig, wanted_bytes: int) -> Space:
-    """The disk of a bucket's shards: what is wanted of them, as far as the cache may grow, beside what is there."""
+def cache_space(config: CacheConfig, wanted: Mapping[str, int]) -> Space:
+    """The disk of a bucket's shards: what the cache will grow by, which makes room for new ones at its limit.
+
+    Args:
+        config: of the cache.
+        wanted: bytes of each shard by its sha256, which is its name there.
+    """
     folder = Path(config.folder).expanduser() if config.folder else cache_folder() / "shards"
-    there = sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
-    needed = max(0, min(config.max_bytes, wanted_bytes) - there)
+    there = _sizes(folder) if folder.is_dir() else {}
+    used = sum(there.values())
+    missing = sum(size for sha256, size in wanted.items() if sha256 not in there)
+    needed = max(0, min(config.max_bytes, used + missing) - used)
     return _space(folder, "the shards' cache", needed)
 
 
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes by name."""
+    found: dict[str, int] = {}
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # it became whole meanwhile, or made room
+            found[path.name] = path.stat().st_size
+    return found
+
+
 def disk_spaces(
-    cache_config: CacheConfig, wanted_bytes: int, checkpoints: Folder, checkpoint_bytes: int, kept: int
+    cache_config: CacheConfig, wanted: Mapping[str, int], checkpoints: Folder, checkpoint_bytes: int, kept: int
 ) -> list[Space]:
     """What the run wants of this node's disks, one entry a file system.
 
     Args:
         cache_config: of the bucket's shards.
-        wanted_bytes: of all of them.
+        wanted: bytes of each of them by its sha256.
         checkpoints: where they are kept; those for a bucket are written into the temporary folder first.
         checkpoint_bytes: of one.
         kept: how many there are at most.
     """
-    spaces = [cache_space(cache_config, wanted_bytes)] if wanted_bytes else []
+    spaces = [cache_space(cache_config, wanted)] if wanted else []
     if isinstance(checkpoints, Path):
         spaces.append(_space(checkpoints, "checkpoints", kept * checkpoint_bytes))
     else:

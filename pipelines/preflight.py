@@ -4,7 +4,8 @@
   python -m pipelines.preflight … ray.address=auto         from a node of a cluster that runs
 
 One line a check, ok or FAILED with what to do, then a table of the nodes. All checks are made even where one fails,
-none waits for ever, nothing is left behind. Exit status 0 only where all are ok.
+none waits for ever (for nodes that have to come first: ray.patience), nothing is left behind. Exit status 0 only where
+all are ok.
 """
 
 from collections.abc import Callable

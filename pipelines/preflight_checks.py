@@ -3,7 +3,7 @@
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from pipelines import preflight_verdicts as verdicts
 from pipelines.all_reduce import sum_on_workers
-from pipelines.cluster_room import Resource, room
+from pipelines.attempts import wait_for_room
+from pipelines.cluster_room import Resource, room, workers_need
 from pipelines.mlflow_connection import check_reachable, connect, place, plain_errors, sqlite_path, tracking_uri
 from pipelines.node_facts import disk_spaces, fetch, shared_memory, try_store, versions
 from pipelines.plan import Plan, check_inputs, make_plan, probe_data, worker_bounds
@@ -19,7 +20,8 @@ from pipelines.pretrain_config import PretrainConfig
 from pipelines.run_folder import checkpoint_folder
 from pipelines.scouts import Node, Question, Scouts, nodes_for_workers
 from pipelines.shared_storage import SharedPlaces
-from ssl_core.errors import UserError
+from pipelines.stop_signals import StopSignals
+from ssl_core.errors import Resumable, UserError
 from ssl_core.methods.base import as_module
 from ssl_core.storage.local import local_path, made_for_now
 from ssl_core.storage.s3 import Folder
@@ -59,15 +61,13 @@ def check_all(values: Mapping[str, Any], config: PretrainConfig, make: Make, say
             folders.append(checkpoints)
         tracker = make("tracking", partial(_tracking, config))
         stack.callback(_leave_ray)
-        started = make("Ray", partial(_ray, config), patience_seconds=None)  # its daemons end with the thread
-        if started is None:
+        if make("Ray", partial(_ray, config), patience_seconds=None) is None:  # its daemons end with the thread
             say("        without Ray the nodes and the workers cannot be looked at")
             return
-        nodes: list[Node] = started[0]
-        workers = make("workers", partial(_workers, config, nodes))
+        workers = make("workers", partial(_workers, config), patience_seconds=None)  # it has a limit of its own
         need: Resource = workers[0] if workers else "CPU"
         shared = SharedPlaces(folders, tracker and tracker[0])
-        table = _check_nodes(nodes, need, _questions(plan, bytes_of, checkpoints), shared, make)
+        table = _check_nodes(nodes_for_workers(), need, _questions(plan, bytes_of, checkpoints), shared, make)
         if workers:
             make("all-reduce", partial(_all_reduce, bytes_of, need, workers[1]), patience_seconds=_SUM_SECONDS + 30)
         say(f"\n{table}")
@@ -92,7 +92,7 @@ def _check_nodes(
         "tracking": partial(verdicts.tracking_is_reached, found),
         "checkpoints": partial(verdicts.store_works, found),
         "data": partial(verdicts.data_is_read, found),
-        "disk": partial(verdicts.disk_suffices, found),
+        "disk": partial(verdicts.disk_suffices, found, need),
         "shared memory": partial(verdicts.shared_memory_suffices, found, need),
     }
     for name, judge in judges.items():
@@ -116,7 +116,7 @@ def _questions(plan: Plan | None, bytes_of: "Sizes | None", checkpoints: Folder)
         asked["disk"] = partial(
             disk_spaces,
             plan.config.data.shard_cache,
-            sum(bucket.values()),
+            bucket,
             checkpoints,
             bytes_of.checkpoint,
             plan.config.train.keep_checkpoints + 2,  # the best, and the one that is written
@@ -191,13 +191,13 @@ def _tracking(config: PretrainConfig) -> tuple[str, str]:
     return uri, f"{place(uri)} answers, and lists its experiments"
 
 
-def _ray(config: PretrainConfig) -> tuple[list[Node], str]:
+def _ray(config: PretrainConfig) -> str:
     from pipelines.ray_context import start_ray
 
     knock(config.ray.cluster)
     start_ray(config.ray.cluster, workers=worker_bounds(config.train)[1])
     nodes = nodes_for_workers()
-    return nodes, f"{len(nodes)} node(s): {', '.join(node.address for node in nodes[:8])}{'…' if nodes[8:] else ''}"
+    return f"{len(nodes)} node(s): {', '.join(node.address for node in nodes[:8])}{'…' if nodes[8:] else ''}"
 
 
 def knock(address: str | None) -> None:
@@ -210,8 +210,13 @@ def knock(address: str | None) -> None:
             raise UserError(f"nothing answers at the Ray address {address} ({error}): is the cluster up?") from error
 
 
-def _workers(config: PretrainConfig, nodes: Sequence[Node]) -> tuple[Resource, int, str]:
-    return verdicts.room_for_workers(nodes, workers=worker_bounds(config.train), free=room, device=config.train.device)
+def _workers(config: PretrainConfig) -> tuple[Resource, int, str]:
+    """Nodes are asked for and waited for as the run does."""
+    least, most = worker_bounds(config.train)
+    need, patience = workers_need(least, config.train.device), config.ray.patience_seconds
+    with suppress(Resumable):  # the verdict says it with what to do
+        wait_for_room(need, least=least, most=most, stop=StopSignals(), settle=False, patience_seconds=patience)
+    return verdicts.room_for_workers(nodes_for_workers(), workers=(least, most), free=room, device=config.train.device)
 
 
 def _all_reduce(bytes_of: Sizes | None, need: Resource, workers: int) -> str:

@@ -82,16 +82,19 @@ def store_works(found: Found) -> str:
     return f"write, read, conditional put, list and delete on {_count(found)}, in {max(seconds):.2f} s at most"
 
 
-def disk_suffices(found: Found) -> str:
-    """Every file system that the run fills has room for it."""
+def disk_suffices(found: Found, need: Resource) -> str:
+    """Every file system that the run fills has room for it; on nodes without room for a worker it fills none."""
+    holders = [(node, said) for node, said in found if node.resources.get(need, 0) >= 1]
+    if found and not holders:
+        raise UserError(f"no node has a {need}, which a worker needs")
     wrong: list[str] = []
-    for node, spaces in values(found, "disk"):
+    for node, spaces in values(holders, "disk"):
         for space in cast(list[Space], spaces):
             if space.free_bytes < space.needed_bytes:
                 needed, free = (f"{count / 1e9:,.3g} GB" for count in (space.needed_bytes, space.free_bytes))
                 wrong.append(f"{node}: {' and '.join(space.what)} in {space.folder} may take {needed}, {free} are free")
     _refuse_any(wrong, "free some, lower data.cache_gb or train.keep_checkpoints, or name another folder")
-    spaces = [space for _, those in values(found, "disk") for space in cast(list[Space], those)]
+    spaces = [space for _, those in values(holders, "disk") for space in cast(list[Space], those)]
     least = min(spaces, key=lambda space: space.free_bytes - space.needed_bytes)
     needed, free = least.needed_bytes / 1e9, least.free_bytes / 1e9
     return f"{' and '.join(least.what)} may take {needed:,.3g} GB, at least {free:,.3g} GB are free ({least.folder})"

@@ -19,7 +19,9 @@ from ssl_core.storage.local import made_for_now
 from ssl_core.storage.s3 import Folder
 
 _PATIENCE_SECONDS = 20.0
+_SERVER_SECONDS = 2.0
 _NAMES_SECONDS = 10.0  # that a network file system may take to show a name that another machine has made
+_WHERE = {"storage": "on", "tracking": "seen from"}
 
 
 class SharedPlaces:
@@ -46,13 +48,14 @@ class SharedPlaces:
             tokens = [stack.enter_context(_token_in(folder)) for folder in self._folders]
             asked: dict[str, Question] = {"storage": partial(read_tokens, dict(tokens))} if tokens else {}
             if self._server:
-                asked["tracking"] = partial(check_reachable, self._server, patience_seconds=2.0)
+                asked["tracking"] = partial(check_reachable, self._server, patience_seconds=_SERVER_SECONDS)
             yield asked
 
     def check(self, need: Resource) -> None:
         """Ask the nodes that a worker may be placed on, those that were not asked before; nothing on one node.
 
-        A node that does not answer is left to the attempt, which may lose it or do without it.
+        A node that does not answer is left to the attempt, which may lose it or do without it. A tracker that the
+        driver does not reach either is away: then the run goes on without, and the nodes are asked again.
 
         Raises:
             UserError: a node answers that it does not reach something.
@@ -67,9 +70,19 @@ class SharedPlaces:
                 found = scouts.look(questions, _PATIENCE_SECONDS)
         finally:
             scouts.close()
-        for node, answer in found:
-            raise_complaint(node, answer)
-            self._seen_by.add(node.node_id)
+        away = any(_complaint(answers, "tracking") for _, answers in found) and not self._driver_reaches_server()
+        for node, answers in found:
+            raise_complaint(node, answers, ("storage",) if away else ("storage", "tracking"))
+            if not away:
+                self._seen_by.add(node.node_id)
+
+    def _driver_reaches_server(self) -> bool:
+        assert self._server, "who does not ask about a server hears no complaint"
+        try:
+            check_reachable(self._server, patience_seconds=_SERVER_SECONDS)
+        except UserError:
+            return False
+        return True
 
 
 def read_tokens(tokens: Mapping[str, str]) -> None:
@@ -94,12 +107,16 @@ def read_tokens(tokens: Mapping[str, str]) -> None:
             time.sleep(0.2)
 
 
-def raise_complaint(node: Node, answers: Mapping[str, Answer]) -> None:
-    """Raise UserError where a node's answer says that it does not reach something."""
-    for name, said in (("storage", "on"), ("tracking", "seen from")):
-        answer = answers.get(name)
-        if answer is not None and answer.error is not None:
-            raise UserError(f"{said} {node}: {answer.error}")
+def raise_complaint(node: Node, answers: Mapping[str, Answer], names: Sequence[str]) -> None:
+    """Raise UserError where a node's answer to one of these questions says that it does not reach something."""
+    for name in names:
+        if complaint := _complaint(answers, name):
+            raise UserError(f"{_WHERE[name]} {node}: {complaint}")
+
+
+def _complaint(answers: Mapping[str, Answer], name: str) -> str | None:
+    answer = answers.get(name)
+    return answer and answer.error
 
 
 @contextmanager

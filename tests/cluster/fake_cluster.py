@@ -20,6 +20,9 @@ class FakeCluster:
         self.asked: list[str] = []
         self.loses_answers = 0  # of so many submissions
         self.redirects = False
+        self.on_stop: dict[str, Any] = {}  # what a job that is asked to stop becomes
+        self.loses_logs = 0  # of so many questions for one
+        self.away = False  # once there is a job
         self.proxy_has_no_server = 0  # for so many questions after a submission
         server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.server, self.address = server, f"http://127.0.0.1:{server.server_address[1]}"
@@ -63,6 +66,11 @@ class FakeCluster:
         if method == "POST" and path == "/api/jobs/":
             return self._submit(json.loads(body))
         parts = path.split("/")
+        if self.jobs and self.away:
+            return 502, b"Bad Gateway"
+        if path.endswith("/logs") and self.loses_logs:
+            self.loses_logs -= 1
+            return 500, b"No answer in time"
         if self.jobs and self.proxy_has_no_server:
             self.proxy_has_no_server -= 1
             return 404, b"no such route"
@@ -71,6 +79,9 @@ class FakeCluster:
             return 200, list(self.jobs.values())
         if job is None or job.get("forgotten"):
             return 404, b"Job does not exist"
+        if path.endswith("/stop"):
+            job.update(self.on_stop)
+            return 200, {"stopped": True}
         return 200, {"logs": f"log of {job['submission_id']} ·\n"} if path.endswith("/logs") else job
 
     def _submit(self, asked: dict[str, Any]) -> tuple[int, Any]:

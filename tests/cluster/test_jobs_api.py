@@ -1,5 +1,6 @@
 """The jobs API's address, its token, and its refusals in words."""
 
+import os
 import socket
 import threading
 import time
@@ -49,16 +50,30 @@ def test_the_token_is_found_where_ray_looks(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find_token() is None
     (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray/auth_token").write_text("of home\n")
-    (tmp_path / "token").write_text("of a file")
-    assert find_token() == Token(value="of home", source=str(tmp_path / ".ray/auth_token"))
+    (tmp_path / ".ray/auth_token").write_text("of-home\n")
+    (tmp_path / "token").write_text("of-a-file")
+    assert find_token() == Token(value="of-home", source=str(tmp_path / ".ray/auth_token"))
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    assert find_token() == Token(value="of a file", source=str(tmp_path / "token"))
+    assert find_token() == Token(value="of-a-file", source=str(tmp_path / "token"))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "itself")
     assert find_token() == Token(value="itself", source="RAY_AUTH_TOKEN")
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(BadInput, match="cannot be read: No such file"):
+        find_token()
+
+
+@pytest.mark.parametrize("token", [b"s3cr3t\nsecond", b"s3cr3t second", "s3cr3t-τ".encode(), b"s3cr3t\xff"])
+def test_a_token_that_is_no_word_is_refused_and_not_shown(
+    token: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_bytes(token)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(BadInput, match=rf"^the token of {tmp_path}/token is not one word of ASCII: [^3]*$"):
+        find_token()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", os.fsdecode(token))
+    with pytest.raises(BadInput, match=r"^the token of RAY_AUTH_TOKEN is not one word of ASCII: [^3]*$"):
         find_token()
 
 

@@ -197,6 +197,9 @@ def it_is_locked(manifest: dict[str, Any]) -> Iterator[str]:
         for variable in container["env"]:
             if re.search(r"KEY|SECRET|TOKEN|PASSW", variable["name"]) and "value" in variable:
                 yield f"{variable['name']} stands in the text"
+            reference = variable.get("valueFrom", {}).get("secretKeyRef")
+            if reference and not reference.get("optional"):
+                yield f"{variable['name']} has to be a Secret, also for pods with an identity of their own"
         if "envFrom" in container:
             yield "envFrom takes whatever is in there"
     for group in cluster_of(manifest)["workerGroupSpecs"]:
@@ -255,6 +258,7 @@ def it_trains(manifest: dict[str, Any]) -> Iterator[str]:
             yield "a lost head ends the run"
 
 
+OPERATORS_NAMESPACE = "ray-system"
 HEAD, WORKERS = "spec/headGroupSpec", "spec/workerGroupSpecs/0"
 CONTAINER = f"{HEAD}/template/spec/containers/0"
 PLANTED: list[tuple[Rule, str, str, Any]] = [
@@ -278,6 +282,7 @@ PLANTED: list[tuple[Rule, str, str, Any]] = [
     (it_is_locked, "raycluster", f"{CONTAINER}/image", "registry.example/ssl-pipelines"),
     (it_is_locked, "raycluster", f"{CONTAINER}/image", "registry.example:5000/ssl-pipelines:latest"),
     (it_is_locked, "raycluster", f"{CONTAINER}/env/0", {"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}),
+    (it_is_locked, "raycluster", f"{CONTAINER}/env/13/valueFrom/secretKeyRef/optional", None),
     (it_is_locked, "raycluster", f"{WORKERS}/template/spec/automountServiceAccountToken", None),
     (it_is_locked, "raycluster", f"{WORKERS}/template/spec/hostNetwork", True),
     (it_trains, "raycluster", f"{HEAD}/rayStartParams/num-cpus", "4"),
@@ -323,4 +328,13 @@ def test_pods_are_reached_by_each_other_and_the_operator(manifests: Manifests) -
         assert group["template"]["metadata"]["labels"].items() >= own["matchLabels"].items()
     first, second = policy["ingress"]
     assert first == {"from": [{"podSelector": own}]}
+    (operator,) = second["from"]
+    assert operator["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": OPERATORS_NAMESPACE}
+    assert operator["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "kuberay-operator"}
     assert {port["port"] for port in second["ports"]} == {8265, 52365}
+
+
+def test_the_operator_is_installed_where_the_policy_lets_it_in(root: Path) -> None:
+    guide = (root / "docs/cluster.md").read_text(encoding="utf-8")
+    (namespace,) = re.findall(r"helm install kuberay-operator .*--namespace (\S+)", guide)
+    assert namespace == OPERATORS_NAMESPACE

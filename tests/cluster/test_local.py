@@ -228,9 +228,10 @@ def test_servers_come_back_with_what_they_had(cluster: LocalCluster) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.s3
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_the_command_takes_everything_along(tmp_path: Path, number: signal.Signals) -> None:
-    words = [f"folder={tmp_path}", "nodes=1", "object_store=false", "mlflow=false", "dashboard=false"]
+    words = [f"folder={tmp_path}", "nodes=1", "mlflow=false", "dashboard=false"]
     with subprocess.Popen(
         [sys.executable, "-m", "cluster.local", *words], stdout=subprocess.PIPE, text=True
     ) as command:
@@ -243,11 +244,12 @@ def test_the_command_takes_everything_along(tmp_path: Path, number: signal.Signa
         tree = process_tree(command.pid)
         try:
             assert sum("raylet/raylet" in line for line in tree.values()) == 2
+            assert any("weed server" in line for line in tree.values())
             token = (tmp_path / "auth_token").read_text(encoding="utf-8")
             assert token not in said
             assert "RAY_AUTH_TOKEN_PATH" in (tmp_path / "environment.sh").read_text(encoding="utf-8")
             command.send_signal(number)
-            assert command.wait(30) == (0 if number == signal.SIGTERM else -number)
+            assert command.wait(30) == (-number if number == signal.SIGKILL else 0)
             assert eventually(lambda: process_tree(*tree) == {}, seconds=20)
         finally:
             kill_tree(*tree)

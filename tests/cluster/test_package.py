@@ -47,6 +47,16 @@ PATTERNS = [
     "sp\\ ",
     "x y ",
     "d/",
+    "v[[:digit:]]",
+    "[[:alpha:]_].t",
+    "[![:lower:]].u",
+    "[z-a]x",
+    "[!z-a]x",
+    "[z-ab-c]x",
+    "[]a]x",
+    "[a\\]]x",
+    "[^]]x",
+    "[[:nothing:]]x",
 ]
 PATHS = [
     *(
@@ -63,6 +73,7 @@ PATHS = [
         "d/deep/f",
     ),
     *("a/f", "a/b/c", "abc", "ac", "a/c", "a.t", "c.t", "a.u", "b.u", "sp ", "x y", "d", "e/d/f", "e/build/g"),
+    *("v1", "vx", "1.t", "_.t", "B.u", "ax", "bx", "zx", "]x", "-x", ":x"),
 ]
 
 
@@ -82,6 +93,28 @@ def test_the_rules_are_those_of_git(tmp_path: Path) -> None:
             [*git, "ls-files", "-oz", "--exclude-standard"], check=True, capture_output=True, text=True
         )
         assert files_in(folder) == {name for name in listed.stdout.split("\0") if name}, lines
+
+
+def test_a_folder_of_a_checkout_keeps_to_the_rules_of_those_above(tmp_path: Path) -> None:
+    for path in ("sub/deep/train.py", "sub/deep/keep.log", "sub/deep/big.bin", "sub/deep/data/x", "sub/deep/out/y"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("x")
+    (tmp_path / ".gitignore").write_text("*.bin\n*.log\n/sub/deep/data\n/out\n")
+    (tmp_path / "sub/.gitignore").write_text("!keep.log\n")
+    folder = tmp_path / "sub/deep"
+    everything = {"train.py", "keep.log", "big.bin", "data/x", "out/y"}
+    assert files_in(folder) == everything
+    (tmp_path / ".git").mkdir()
+    assert files_in(folder) == {"train.py", "keep.log", "out/y"}
+    assert files_in(folder, "/out") == {"train.py", "keep.log"}
+    (folder / ".git").mkdir()  # a checkout in another one
+    assert files_in(folder) == everything
+
+
+def test_files_with_keys_are_never_sent(tmp_path: Path) -> None:
+    for name in (".envrc", ".pypirc", ".git-credentials", "id_rsa", "id_ecdsa", "id_ed25519", "id_rsa.pub"):
+        (tmp_path / name).write_text("x")
+    assert files_in(tmp_path) == {"id_rsa.pub"}
 
 
 def test_the_same_files_are_the_same_package(tmp_path: Path) -> None:

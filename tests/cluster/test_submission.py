@@ -14,6 +14,7 @@ from cluster.command_line import BadInput
 from cluster.jobs_api import Token, address_of
 from cluster.submission import COMMANDS, KEYS, submission_of
 from pipelines.config import compose
+from pipelines.mlflow_connection import masked
 
 TOKEN, SECRET = "the-token-of-the-cluster", "s3cr3t-value-of-a-key"
 NASTY = [
@@ -89,6 +90,8 @@ def test_no_key_of_a_command_is_taken_for_one_of_the_submission(root: Path) -> N
         (["pretrain", "retries=1", "wait=false", "storage=/r"], "retries= needs wait=true"),
         (["pretrain"], "storage=runs lies in the job's own folder"),
         (["tune", "storage=runs"], "storage=runs lies in the job's own folder"),
+        (["pretrain", "storage=/r", "checkpoints=kept"], "checkpoints=kept lies in the job's own folder"),
+        (["tune", "storage=/r", "checkpoints=./kept/"], "checkpoints=./kept/ lies in the job's own folder"),
         (["pretrain", "storage=/r", "id=a/b"], "id=a/b cannot be a job's"),
         (["pretrain", "storage=/r", "env=[NOT_HERE]"], "NOT_HERE is not in the environment here"),
     ],
@@ -99,7 +102,12 @@ def test_what_is_wrong_is_one_line(words: list[str], said: str) -> None:
 
 
 def test_a_plan_needs_no_shared_folder() -> None:
-    assert "plan=true" in submission_of(["pretrain", "plan=true"], {}).overrides
+    assert "plan=true" in submission_of(["pretrain", "plan=true", "checkpoints=kept"], {}).overrides
+
+
+@pytest.mark.parametrize("place", ["null", "", "/mnt/checkpoints", "s3://bucket/prefix"])
+def test_checkpoints_are_kept_beside_the_run_or_where_they_last(place: str) -> None:
+    assert f"checkpoints={place}" in job_of(f"checkpoints={place}").overrides
 
 
 def test_values_never_show() -> None:
@@ -111,9 +119,34 @@ def test_values_never_show() -> None:
     with pytest.raises(BadInput) as caught:
         job_of(f"env=[KEY={SECRET}]")
     assert SECRET not in str(caught.value)
-    with pytest.raises(BadInput, match=r"tracking\.uri= has a password in it") as caught:
-        job_of(f"tracking.uri=https://me:{SECRET}@mlflow.example")
-    assert SECRET not in str(caught.value)
     with pytest.raises(BadInput, match="user or password") as caught:
         address_of(f"http://me:{SECRET}@head:8265")
     assert SECRET not in str(caught.value)
+
+
+URIS_WITH_A_PASSWORD = [
+    f"https://me:{SECRET}@mlflow.example",
+    f"mysql://:{SECRET}@db/mlflow",
+    f"postgresql://db/mlflow?user=me&password={SECRET}",
+    f"postgresql://db/mlflow?sslPassword={SECRET}",
+]
+URIS_WITHOUT = [
+    "https://me@mlflow.example",
+    "postgresql://me@db:5432/mlflow?sslmode=require",
+    "http://h:5000/?a=password",
+]
+
+
+@pytest.mark.parametrize("uri", URIS_WITH_A_PASSWORD)
+def test_a_password_in_a_uri_is_kept_from_the_command_and_said_of_the_environment(uri: str) -> None:
+    with pytest.raises(BadInput, match=r"tracking\.uri= has a password in it") as caught:
+        job_of(f"tracking.uri={uri}")
+    assert SECRET not in str(caught.value)
+    assert masked(uri) != uri  # the commands see it too
+    assert job_of("env=[MLFLOW_TRACKING_URI]", MLFLOW_TRACKING_URI=uri).secret_names == ["MLFLOW_TRACKING_URI"]
+
+
+@pytest.mark.parametrize("uri", URIS_WITHOUT)
+def test_a_uri_without_a_password_passes(uri: str) -> None:
+    assert f"tracking.uri={uri}" in job_of(f"tracking.uri={uri}").overrides
+    assert job_of("env=[MLFLOW_TRACKING_URI]", MLFLOW_TRACKING_URI=uri).secret_names == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster import following, submit
+from cluster import following, job, submit
 from tests.cluster.fake_cluster import TOKEN, FakeCluster, serving
 
 SECRET = "s3cr3t-value-of-a-key"
@@ -89,6 +89,39 @@ def test_a_proxy_without_its_server_is_waited_for(here: Path) -> None:
         assert cluster.proxy_has_no_server == 0
 
 
+@pytest.mark.parametrize("end", [SUCCEEDED, KILLED])
+def test_the_end_of_a_log_is_asked_for_again(
+    end: dict[str, Any], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(FakeCluster(end)) as cluster:
+        cluster.loses_logs = 2
+        submitted(cluster)
+    assert "log of job ·\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("end", "status", "patience"), [(LOST, 1, 600.0), (SUCCEEDED, 0, 0.1)])
+def test_a_log_that_is_lost_keeps_nobody_waiting(
+    end: dict[str, Any], status: int, patience: float, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "follow", partial(following.follow, patience_seconds=patience))
+    with serving(FakeCluster(end)) as cluster:
+        cluster.loses_logs = 1_000_000
+        assert submitted(cluster) == status
+
+
+def test_an_api_that_stays_away_leaves_the_job(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "follow", partial(following.follow, patience_seconds=0.1))
+    with serving(FakeCluster({"status": "RUNNING"})) as cluster:
+        cluster.away = True
+        assert submitted(cluster, "retries=1") == 1
+        said = capsys.readouterr().err
+        assert f"submit: {cluster.address} answers 502" in said
+        assert ": job job may go on, but nobody submits it again\n" in said
+        assert f"python -m cluster.job logs id=job follow=true address={cluster.address}" in said
+
+
 def test_an_id_is_taken_once(here: Path) -> None:
     with serving(FakeCluster(SUCCEEDED, SUCCEEDED)) as cluster:
         assert submitted(cluster) == 0
@@ -123,6 +156,35 @@ def test_secrets_go_to_the_cluster_and_nowhere_else(
     assert "job-2  SUCCEEDED" in done.stdout
     assert SECRET not in said
     assert TOKEN not in said
+
+
+def test_stop_ends_later_attempts_and_not_what_is_called_like_them(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = {"status": "STOPPED"}
+    with serving(FakeCluster(RESUMABLE, KILLED, SUCCEEDED, SUCCEEDED)) as cluster:
+        assert submitted(cluster, "retries=1") == 137
+        assert submitted(cluster, "id=job-3") == 0  # somebody else's
+        cluster.jobs["job-2"]["status"] = cluster.jobs["job-3"]["status"] = "RUNNING"
+        cluster.on_stop = stopped
+        assert job.main(["stop", "id=job", f"address={cluster.address}"]) == 0
+        assert [one for one in cluster.asked if one.endswith("/stop")] == ["POST /api/jobs/job-2/stop"]
+        capsys.readouterr()
+        assert job.main(["stop", "id=job-3", f"address={cluster.address}"]) == 0
+        assert "job-2" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("end", "again"), [(RESUMABLE, True), (SUCCEEDED, False), ({"driver_exit_code": 1}, False)])
+def test_a_stop_in_the_pause_between_attempts_says_who_has_to_be_stopped(
+    end: dict[str, Any], again: bool, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(FakeCluster(end)) as cluster:
+        submitted(cluster)
+        capsys.readouterr()
+        assert job.main(["stop", "id=job", f"address={cluster.address}"]) == 0
+    said = capsys.readouterr().out
+    assert "job job has ended: " in said
+    assert ("where a cluster.submit with retries= waits, it submits it again" in said) == again
 
 
 def test_ctrl_c_leaves_the_job(here: Path) -> None:

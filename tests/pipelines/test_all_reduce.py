@@ -28,6 +28,29 @@ def test_a_wrong_sum_is_seen() -> None:
     assert Summing(**summing(Errs(), torch.device("cpu"), address="10.0.0.1")).wrong == (0,)
 
 
+class Many(Collectives):
+    """A thousand workers: what the others add comes from one after the other, as around a ring."""
+
+    def __init__(self) -> None:
+        super().__init__(rank=0, world=1000)
+
+    def sum_(self, x: torch.Tensor) -> torch.Tensor:
+        mine = x.clone()
+        for rank in range(1, self.world):
+            x += mine * (rank + 1)
+        return x
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        return [value]
+
+
+def test_the_sum_of_a_thousand_workers_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(all_reduce, "SUM_BYTES", 4 * 2000)
+    monkeypatch.setattr(all_reduce, "_REPEATS", 1)
+    monkeypatch.setattr(all_reduce, "_SHORT_REPEATS", 1)
+    assert summing(Many(), torch.device("cpu"), address="10.0.0.1")["wrong"] == ()
+
+
 class Trainer:
     def __init__(self, fit: Any) -> None:
         self.fit = fit

@@ -58,7 +58,7 @@ def test_after_an_attempt_its_room_is_waited_for_a_little() -> None:
 
 def test_less_than_the_least_is_waited_for(no_cluster: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     assert waited(1, 1, 3) == 3
-    assert no_cluster == [4, 0]  # an autoscaler is asked, and asked no more
+    assert no_cluster == [8, 8, 0]  # an autoscaler is asked for four besides those that run, and asked no more
     assert capsys.readouterr().out == (
         "the cluster has room for 1 worker(s) that need a CPU each, of 5 in all: waiting up to 10 s for 2\n"
     )
@@ -67,7 +67,52 @@ def test_less_than_the_least_is_waited_for(no_cluster: list[int], capsys: pytest
 def test_a_cluster_that_stays_too_small_is_said(no_cluster: list[int]) -> None:
     with pytest.raises(Resumable, match=r"room for 1 worker.*train.workers asks for at least 2: the same command"):
         waited(1, patience=0.05)
-    assert no_cluster == [4, 0]
+    assert no_cluster[0] == 8
+    assert no_cluster[-1] == 0
+
+
+class Autoscaler:
+    """As Ray's: one wish, the last that was said, for the cluster as a whole; met as a whole, or not at all."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, held: int, largest: int, overwritten: int = 0) -> None:
+        self.total, self._held, self._largest = held, held, largest
+        self._wish, self._overwritten = 0, overwritten
+        monkeypatch.setattr(pipelines.attempts, "capacity", self.capacity)
+        monkeypatch.setattr(pipelines.attempts, "ask_for_nodes", self.ask)
+
+    def ask(self, need: Resource, workers: int) -> None:
+        self._wish = workers
+
+    def capacity(self, need: Resource) -> int:
+        return self.total
+
+    def room(self, need: Resource) -> int:
+        if self._wish and self._overwritten:
+            self._wish, self._overwritten = 0, self._overwritten - 1  # another driver has its room, and says so
+        if self._wish <= self._largest:
+            self.total = max(self.total, self._wish)
+        return self.total - self._held
+
+
+@pytest.mark.parametrize(
+    ("held", "largest", "overwritten", "workers"),
+    [
+        (0, 32, 0, 9),
+        (0, 4, 0, 2),  # there cannot be the most
+        (8, 32, 0, 9),  # another run has what there is
+        (8, 12, 0, 2),
+        (0, 32, 3, 9),
+    ],
+)
+def test_an_autoscaler_brings_what_it_can(
+    monkeypatch: pytest.MonkeyPatch, held: int, largest: int, overwritten: int, workers: int
+) -> None:
+    monkeypatch.setattr(pipelines.attempts, "_HOPE_SECONDS", 0.1)
+    autoscaler = Autoscaler(monkeypatch, held=held, largest=largest, overwritten=overwritten)
+    found = wait_for_room(
+        "GPU", least=2, most=9, stop=StopSignals(), settle=False, room=autoscaler.room, patience_seconds=5
+    )
+    assert found == workers
 
 
 def sign(node: str = "n", *, step: int = 7, doing: Activity = "stepping") -> WorkerSign:

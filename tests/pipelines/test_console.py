@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.console import LiveLine, duration, help_text, run_command
-from ssl_core.errors import Resumable, UserError
+from ssl_core.errors import NonFiniteLoss, Resumable, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "ray", "mlflow", "hydra", "timm", "sklearn", "cv2", "pyarrow")
@@ -92,11 +92,12 @@ def ended(
         (None, None, ""),
         (UserError("a is b:\n  do c"), 2, "pack: a is b: do c\n"),
         (Resumable("stopped after step 3"), 75, "pack: stopped after step 3\n"),
+        (NonFiniteLoss("loss at step 3 is nan"), 1, "pack: loss at step 3 is nan\n"),
         (FileNotFoundError(2, "No such file", "x"), 1, "pack: [Errno 2] No such file: 'x'\n"),
         (KeyboardInterrupt(), 130, "pack: interrupted\n"),
         (SystemExit(3), 3, ""),
     ],
-    ids=["done", "bad input", "resumable", "system", "interrupted", "its own"],
+    ids=["done", "bad input", "resumable", "diverged", "system", "interrupted", "its own"],
 )
 def test_exit_status_and_one_line(
     monkeypatch: pytest.MonkeyPatch,

@@ -1,7 +1,7 @@
 """What preflight asks of a node, with faults planted in stores, shards and disks."""
 
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 
 from cluster.object_store import ObjectStore
 from pipelines import node_facts, pack
-from pipelines.node_facts import disk_spaces, fetch, shared_memory, try_files, try_store, versions
+from pipelines.node_facts import cache_space, disk_spaces, fetch, shared_memory, try_files, try_store, versions
 from ssl_core.data.manifest import Manifest, load_manifest
 from ssl_core.errors import UserError
 from ssl_core.storage.cache import CacheConfig
@@ -111,16 +111,48 @@ def test_a_shard_is_read_whole_and_compared(digits: Manifest) -> None:
 def test_what_lies_on_one_file_system_is_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     config = CacheConfig(folder=str(cache), max_bytes=1000)
-    (both,) = disk_spaces(config, 5000, tmp_path / "runs/checkpoints", 300, 4)
+    wanted = {"a": 2000, "b": 3000}
+    (both,) = disk_spaces(config, wanted, tmp_path / "runs/checkpoints", 300, 4)
     assert (both.what, both.needed_bytes) == (("the shards' cache", "checkpoints"), 1000 + 4 * 300)
     assert both.free_bytes > 1000
     cache.mkdir()
-    (cache / "there").write_bytes(bytes(400))
-    (both,) = disk_spaces(config, 5000, tmp_path, 300, 4)
+    (cache / "another").write_bytes(bytes(400))
+    (both,) = disk_spaces(config, wanted, tmp_path, 300, 4)
     assert both.needed_bytes == 600 + 4 * 300
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (alone,) = disk_spaces(config, 0, S3Location("bucket", "key"), 300, 4)
+    (alone,) = disk_spaces(config, {}, S3Location("bucket", "key"), 300, 4)
     assert (alone.what, alone.needed_bytes) == (("a checkpoint on its way",), 300)
+
+
+@pytest.mark.parametrize(
+    ("there", "grows_by"),
+    [
+        ({}, 500),
+        ({"a": 200}, 300),
+        ({"a": 200, "b": 300}, 0),
+        ({"another": 400}, 500),  # what another run has left makes room only at the limit
+        ({"another": 800}, 200),
+        ({"another": 1000}, 0),
+        ({"another": 1200}, 0),  # the limit was lowered since
+        ({"another": 900, "a": 200}, 0),
+    ],
+)
+def test_the_cache_grows_by_the_shards_that_are_not_there(there: dict[str, int], grows_by: int, tmp_path: Path) -> None:
+    for name, size in there.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    space = cache_space(CacheConfig(folder=str(tmp_path), max_bytes=1000), {"a": 200, "b": 300})
+    assert space.needed_bytes == grows_by
+
+
+def test_a_shard_that_becomes_whole_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(bytes(200))
+    names = [tmp_path / "b.partial", tmp_path / "a"]
+
+    def before_it_was_renamed(folder: Path) -> Iterator[Path]:
+        return iter(names)
+
+    monkeypatch.setattr(Path, "iterdir", before_it_was_renamed)
+    assert cache_space(CacheConfig(folder=str(tmp_path)), {"a": 200, "b": 300}).needed_bytes == 300
 
 
 def test_versions_follow_the_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from pipelines import pack, preflight, preflight_checks
 from pipelines.console import run_command
 from pipelines.mlflow_connection import check_reachable
 from pipelines.preflight import Checks
-from ssl_core.errors import UserError
+from pipelines.scouts import Node
+from ssl_core.errors import Resumable, UserError
 
 SETTING = ["experiment=simclr_digits", "train.workers=2"]
 
@@ -109,6 +110,56 @@ def test_a_mistake_in_the_command_is_one_line_and_nothing_is_checked(capsys: pyt
     said = capsys.readouterr()
     assert said.out == ""
     assert "unknown key train.worker: did you mean train.workers?" in said.err
+
+
+@pytest.fixture
+def sleeping_cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A cluster whose node with eight GPUs comes only for those who wait; what was asked of it."""
+    head = Node(node_id="a" * 40, address="10.0.0.1", resources={})
+    nodes, seen = [head], dict[str, Any]()
+
+    def wait(need: str, *, least: int, most: int, patience_seconds: float, **options: Any) -> int:
+        seen["waited"] = (need, least, most, patience_seconds)
+        if most > 8:
+            raise Resumable("the cluster has room for 0 worker(s)")
+        nodes.append(Node(node_id="b" * 40, address="10.0.0.2", resources={"CPU": 88, "GPU": 8}))
+        return most
+
+    def check_nodes(found: list[Node], *arguments: Any) -> str:
+        seen["nodes"] = [node.address for node in found]
+        return "the table"
+
+    def free(need: str) -> int:
+        return 8 * (len(nodes) - 1)
+
+    def passes(*arguments: Any) -> str:
+        return "well"
+
+    monkeypatch.setattr(preflight_checks, "_ray", passes)
+    monkeypatch.setattr(preflight_checks, "_leave_ray", lambda: None)
+    monkeypatch.setattr(preflight_checks, "wait_for_room", wait)
+    monkeypatch.setattr(preflight_checks, "room", free)
+    monkeypatch.setattr(preflight_checks, "nodes_for_workers", lambda: list(nodes))
+    monkeypatch.setattr(preflight_checks, "_check_nodes", check_nodes)
+    monkeypatch.setattr(preflight_checks, "_all_reduce", passes)
+    return seen
+
+
+def test_nodes_that_come_when_they_are_asked_for_are_waited_for_and_checked(
+    digits: Path, tmp_path: Path, sleeping_cluster: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*SETTING, f"data.train={digits}/train", f"storage={tmp_path}/runs", "train.device=gpu", "ray.patience=30m"]
+    assert run(*words, "train.workers=[4,8]") == 0
+    assert sleeping_cluster == {"waited": ("GPU", 4, 8, 1800.0), "nodes": ["10.0.0.1", "10.0.0.2"]}
+    assert "8 of 4 to 8 worker(s), each with a GPU of 8 (8 free)" in capsys.readouterr().out
+
+
+def test_nodes_that_do_not_come_are_said(
+    digits: Path, tmp_path: Path, sleeping_cluster: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*SETTING, f"data.train={digits}/train", f"storage={tmp_path}/runs", "train.device=gpu"]
+    assert run(*words, "train.workers=16") == 1
+    assert "the cluster has 0 GPU(s) for at least 16 worker(s): add nodes" in capsys.readouterr().out
 
 
 def test_an_address_where_nothing_listens_is_refused_at_once() -> None:

@@ -1,6 +1,7 @@
 """What facts of nodes mean: each planted fault is named with its node and what to do."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_a_skewed_clock_is_named_unless_the_round_trip_explains_it() -> None:
         ("tracking", verdicts.tracking_is_reached),
         ("data", verdicts.data_is_read),
         ("checkpoints", verdicts.store_works),
-        ("disk", verdicts.disk_suffices),
+        ("disk", partial(verdicts.disk_suffices, need="CPU")),
     ],
 )
 def test_what_a_node_could_not_do_is_said_with_its_name(name: str, judge: Callable[[verdicts.Found], str]) -> None:
@@ -68,7 +69,9 @@ def test_what_a_node_could_not_do_is_said_with_its_name(name: str, judge: Callab
     assert "2 node(s)" in judge(found(name, GOOD.get(name), GOOD.get(name))) or name == "disk"
 
 
-@pytest.mark.parametrize("judge", [verdicts.storage_is_shared, verdicts.data_is_read, verdicts.disk_suffices])
+@pytest.mark.parametrize(
+    "judge", [verdicts.storage_is_shared, verdicts.data_is_read, partial(verdicts.disk_suffices, need="CPU")]
+)
 def test_nobody_is_not_everybody(judge: Callable[[verdicts.Found], str]) -> None:
     with pytest.raises(UserError, match="no node answered"):
         judge([])
@@ -87,9 +90,18 @@ def test_many_nodes_with_one_fault_make_one_line() -> None:
 
 def test_a_disk_that_is_too_small_is_named_with_both_numbers() -> None:
     enough = [space(5 * 10**9, 10**9)]
-    assert "1 GB, at least 5 GB are free" in verdicts.disk_suffices(found("disk", enough, enough))
+    assert "1 GB, at least 5 GB are free" in verdicts.disk_suffices(found("disk", enough, enough), "CPU")
     with pytest.raises(UserError, match=r"10.0.0.2 .*: checkpoints in /disk may take 6 GB, 5 GB are free: free some"):
-        verdicts.disk_suffices(found("disk", enough, [space(5 * 10**9, 6 * 10**9)]))
+        verdicts.disk_suffices(found("disk", enough, [space(5 * 10**9, 6 * 10**9)]), "CPU")
+
+
+def test_the_disk_of_a_node_without_workers_is_nobodys_matter() -> None:
+    head = Node(node_id="c" * 40, address="10.0.0.3", resources={"CPU": 4})
+    full = {"disk": Answer(value=[space(1, 10**9)])}
+    enough = {"disk": Answer(value=[space(5 * 10**9, 10**9)])}
+    assert verdicts.disk_suffices([(head, full), (gpus(THERE, 8, "H100"), enough)], "GPU")
+    with pytest.raises(UserError, match="no node has a GPU"):
+        verdicts.disk_suffices([(head, full)], "GPU")
 
 
 def test_small_shared_memory_matters_between_gpus_of_a_node() -> None:

@@ -1,7 +1,10 @@
 """A run on several nodes is refused where one of them does not reach its folders or the tracker."""
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,20 @@ def refuses(*arguments: Any) -> None:
     raise UserError("the tracking server at 127.0.0.1:5000 does not answer")
 
 
+@contextmanager
+def listening(folder: Path) -> Generator[str]:
+    """A server that is well, as far as anybody asks."""
+    (folder / "health").touch()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def test_what_all_nodes_share_passes_and_nothing_is_left(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     SharedPlaces([tmp_path / "run", tmp_path / "else/where", S3Location("bucket", "key")]).check("CPU")
@@ -93,8 +110,24 @@ def test_a_node_with_a_disk_of_its_own_is_refused_by_name(cluster: Cluster, tmp_
 def test_a_tracker_that_a_node_does_not_reach_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     cluster.sees[HERE] = lambda questions: {name: (lambda: None) for name in questions}
     cluster.sees[THERE] = lambda questions: questions | {"tracking": refuses}
-    with pytest.raises(UserError, match=r"^seen from node 10.0.0.1 .* does not answer"):
-        SharedPlaces([tmp_path], "http://127.0.0.1:5000").check("CPU")
+    with (
+        listening(tmp_path) as tracker,
+        pytest.raises(UserError, match=r"^seen from node 10.0.0.1 .* does not answer"),
+    ):
+        SharedPlaces([tmp_path], tracker).check("CPU")
+
+
+def test_a_tracker_that_nobody_reaches_is_away_and_the_run_goes_on(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.shared_storage._SERVER_SECONDS", 0.0)
+    shared = SharedPlaces([tmp_path], "http://127.0.0.1:9")
+    shared.check("CPU")
+    shared.check("CPU")
+    assert cluster.asked == [HERE, THERE] * 2
+    cluster.sees[THERE] = a_disk_of_its_own(tmp_path / "own")
+    with pytest.raises(UserError, match=r"^on node 10.0.0.1 .* does not show"):
+        shared.check("CPU")
 
 
 def test_one_node_is_not_asked(cluster: Cluster, tmp_path: Path) -> None:
