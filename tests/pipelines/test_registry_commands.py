@@ -174,13 +174,13 @@ def test_models_of_others_are_listed_whatever_they_are_called(store: str, said: 
 
 
 def test_an_empty_registry_is_named_without_its_password(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Empty:
-        def search_registered_models(self, page_token: str | None = None) -> Any:
-            class Page(list[Any]):
-                token = None
+    def no_models(uri: str) -> None:
+        return None
 
-            return Page()
+    def no_names(client: None) -> list[str]:
+        return []
 
-    monkeypatch.setattr("pipelines.registry.open_registry", lambda uri: Empty())  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType] (a stand-in)
+    monkeypatch.setattr("pipelines.registry.open_registry", no_models)
+    monkeypatch.setattr("pipelines.model_versions.registered_names", no_names)
     models.main(["tracking.uri=http://me:hunter2@127.0.0.1:5000"])
     assert said().startswith("no registered models at 127.0.0.1:5000; next: ")
