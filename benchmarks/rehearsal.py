@@ -13,6 +13,7 @@ to the bit. About 15 minutes and 3 GB; --hold leaves the servers there to be loo
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -121,6 +122,7 @@ def main() -> int:
     parser.add_argument("--hold", action="store_true")
     parser.add_argument("--python", type=Path)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # takes the cluster down as well
     with tempfile.TemporaryDirectory() as name:
         here, elsewhere, away = (Path(name) / part for part in ("cluster", "elsewhere", "away"))
         for folder in (elsewhere, away, away / "home"):
