@@ -7,6 +7,7 @@ run depends on nothing but its values and seed, so a sweep that stops early has 
 """
 
 import argparse
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -51,6 +52,8 @@ def main() -> None:
     records = sorted(
         (one for one in found if one.outcome == "finished"), key=lambda one: (one.seed, list(one.point.values()))
     )
+    if not records:
+        sys.exit(f"{words.sweep} has no run that was trained to its end")
     early = EarlyStopping(grace=words.grace, reduction=words.reduction, epochs=max(one.epochs for one in records))
     scheduler = early_stopping(early, cast(Any, SimpleNamespace(records={})))
     epochs, whole = replay(records, scheduler, words.concurrent)

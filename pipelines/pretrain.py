@@ -38,7 +38,8 @@ def _pretrain(overrides: list[str], stop: StopSignals) -> None:
         if config.register or not run.record.copied:
             from pipelines.pretraining import complete
 
-            complete(run, plan, tracker)
+            with run.locked():
+                complete(run, plan, tracker)
         say(f"run {name} is finished; a new name starts another one")
         _print_summary(run)
         return

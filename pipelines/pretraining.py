@@ -90,7 +90,7 @@ def complete(run: RunFolder, plan: Plan, named_uri: str | None) -> None:
     """Do what a finished run may still lack: the rest of its copy in MLflow, and its registration.
 
     Args:
-        run: finished.
+        run: finished, and locked by the caller.
         plan: of its configuration.
         named_uri: as for `prepare`.
 

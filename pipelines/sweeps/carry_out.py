@@ -205,7 +205,8 @@ def _train_winner(sweep: Sweep, trials: Trials, stop: StopSignals) -> RunFolder:
     plan = make_plan(values)
     run = RunFolder.open(values["storage"], best.name, identity=plan.identity, config=values)
     if run.finished:
-        complete(run, plan, plan.config.tracking.uri)
+        with run.locked():
+            complete(run, plan, plan.config.tracking.uri)
     else:
         check_inputs(plan)
         say(f"training the winner in full: {plan.total_steps:,} steps in {run.path}")

@@ -44,15 +44,22 @@ def test_its_runs_are_pretrainings_that_know_no_validation_data(digits: Path, tm
     assert sweep.trials().left == 10
 
 
+@pytest.mark.parametrize(
+    ("search", "key", "values"),
+    [
+        ("grid", "optim.base_rate", "{values: [0.1, 0.2, 0.3]}"),
+        ("random", "optim.weight_decay", "{log_uniform: [1e-4, 1e-1]}"),  # numbers, as in configs/
+    ],
+)
 def test_a_sweep_of_ones_own_and_fewer_points_of_it(
-    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], search: str, key: str, values: str
 ) -> None:
     own = tmp_path / "mine.yaml"
-    own.write_text("search: grid\nparameters:\n  optim.base_rate: {values: [0.1, 0.2, 0.3]}\n")
+    own.write_text(f"search: {search}\nparameters:\n  {key}: {values}\n")
     data = [f"data.train={digits}/train", f"storage={tmp_path}/runs", "train.steps=12", "plan=true"]
     main([f"sweep={own}", "tune.trials=2", *SHARED, *data])
     said = capsys.readouterr().out
-    assert "grid over optim.base_rate · 2 points · 1 seed(s) each · runs of 12 steps" in said
+    assert f"{search} over {key} · 2 points · 1 seed(s) each · runs of 12 steps" in said
     assert not (tmp_path / "runs").exists()
 
 
@@ -110,17 +117,10 @@ def test_what_the_sweep_sets_itself_cannot_be_swept(digits: Path, tmp_path: Path
         main([f"sweep={own}", *SHARED, f"data.train={digits}/train", f"storage={tmp_path}/runs", "train.steps=12"])
 
 
-def test_numbers_of_ones_own_file_are_read_as_those_of_configs(
-    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    own = tmp_path / "mine.yaml"
-    own.write_text("search: random\nparameters:\n  optim.weight_decay: {log_uniform: [1e-4, 1e-1]}\n")
-    data = [f"data.train={digits}/train", f"storage={tmp_path}/runs", "train.steps=12", "plan=true"]
-    main([f"sweep={own}", "tune.trials=2", *SHARED, *data])
-    assert "random over optim.weight_decay · 2 points" in capsys.readouterr().out
-    own.write_text("{}")
+def test_an_empty_file_is_no_sweep(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("{}")
     with pytest.raises(UserError, match=r"sweep.search is missing"):
-        main([f"sweep={own}", *SHARED, *data])
+        main([f"sweep={tmp_path}/mine.yaml", *SHARED, f"data.train={digits}/train", f"storage={tmp_path}/runs"])
 
 
 def test_what_its_runs_are_judged_by_cannot_change_under_the_same_name(digits: Path, tmp_path: Path) -> None:
