@@ -44,8 +44,12 @@ class Recipe(Protocol):
     @property
     def num_views(self) -> int: ...
 
-    def __call__(self, image: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
-        """uint8 [H, W, K] and int64 [num_views] to one uint8 [count, height, width, channels] a group."""
+    def draw(self, keys: np.ndarray) -> np.ndarray:
+        """The random numbers of many samples at once: int64 [n, num_views] to [n, num_views, numbers]."""
+        ...
+
+    def __call__(self, image: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
+        """uint8 [H, W, K] and a sample's [num_views, numbers] to one uint8 [count, height, width, channels] a group."""
         ...
 
 
@@ -101,8 +105,9 @@ def parts_of(epoch: int, positions: np.ndarray, draws: np.ndarray, *, at_least: 
 def fill(groups: Mapping[str, np.ndarray], samples: Samples, *, images: Images, recipe: Recipe, seed: int) -> None:
     """Decode each of the samples once and write all its views to their places in a batch."""
     keys = rng.key(seed, "views", samples.epoch, samples.draws[:, None], np.arange(recipe.num_views))
+    numbers = recipe.draw(keys)
     outputs = [groups[group.name][samples.lane] for group in recipe.groups]
-    for number, position in enumerate(samples.positions.tolist()):
-        made = recipe(images.image(position), keys[number])
+    for sample, position in enumerate(samples.positions.tolist()):
+        made = recipe(images.image(position), numbers[sample])
         for output, group in zip(outputs, made, strict=True):
-            output[:, samples.first + number] = group
+            output[:, samples.first + sample] = group

@@ -180,27 +180,39 @@ class CropRecipe:
         """The recipe that a config describes."""
         return cls(config.layout(), channels=config.channels)
 
-    def __call__(self, image: Image, keys: np.ndarray[Any, np.dtype[np.int64]]) -> list[Image]:
-        """Make all views.
+    def draw(self, keys: np.ndarray[Any, np.dtype[np.int64]]) -> Image:
+        """The random numbers that views are made from.
+
+        Args:
+            keys: int64 [..., num_views], `rng.key(seed, "views", epoch, draw, view)`, groups in order.
+
+        Returns:
+            float64 [..., num_views, NUM_DRAWS] in [0, 1).
+        """
+        return rng.uniform(keys, NUM_DRAWS)
+
+    def __call__(self, image: Image, numbers: Image) -> list[Image]:
+        """Make all views of one sample.
 
         Args:
             image: uint8 [H, W, C] of any size.
-            keys: int64 [num_views], `rng.key(seed, "views", epoch, position, view)`, groups in order.
+            numbers: float64 [num_views, NUM_DRAWS] of `draw`.
 
         Returns:
             uint8 [count, height, width, C] for each group.
         """
         height, width, channels = image.shape
-        if channels != self.channels or len(keys) != self.num_views:
+        if channels != self.channels or numbers.shape != (self.num_views, NUM_DRAWS):
             raise ValueError(
-                f"recipe of {self.num_views} views, {self.channels} channels: got {len(keys)} keys, image {image.shape}"
+                f"recipe of {self.num_views} views, {self.channels} channels: got numbers {numbers.shape}, image "
+                f"{image.shape}"
             )
-        numbers = iter(rng.uniform(keys, NUM_DRAWS).tolist())
+        drawn = iter(numbers.tolist())
         made: list[Image] = []
         for group, views in zip(self.groups, self._views.values(), strict=True):
             output = np.empty((group.count, group.height, group.width, channels), np.uint8)
             for view, config in enumerate(views):
-                output[view] = render(image, config, parameters_from(config, next(numbers), height=height, width=width))
+                output[view] = render(image, config, parameters_from(config, next(drawn), height=height, width=width))
             made.append(output)
         return made
 

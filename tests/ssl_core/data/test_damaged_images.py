@@ -269,7 +269,10 @@ class Fingerprints:
     groups = (Digest(),)
     num_views = 1
 
-    def __call__(self, image: Pixels, keys: np.ndarray[Any, Any]) -> list[Pixels]:
+    def draw(self, keys: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return keys
+
+    def __call__(self, image: Pixels, numbers: np.ndarray[Any, Any]) -> list[Pixels]:
         return [fingerprint(image)]
 
 

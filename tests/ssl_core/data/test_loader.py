@@ -42,8 +42,11 @@ class KeyedRecipe:
     )
     num_views = 3
 
-    def __call__(self, image: Pixels, keys: Pixels) -> list[Pixels]:
-        filled = [(image[0, 0, 0] + key % 251).astype(np.uint8) for key in keys]
+    def draw(self, keys: Pixels) -> Pixels:
+        return keys
+
+    def __call__(self, image: Pixels, numbers: Pixels) -> list[Pixels]:
+        filled = [(image[0, 0, 0] + key % 251).astype(np.uint8) for key in numbers]
         return [np.stack([np.full((3, 2, 1), one) for one in filled[:2]]), np.full((1, 1, 1, 1), filled[2])]
 
 

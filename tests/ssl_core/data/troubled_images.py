@@ -72,6 +72,9 @@ class NumberRecipe:
     groups = (_Views(),)
     num_views = 2
 
-    def __call__(self, image: np.ndarray[Any, Any], keys: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
-        numbers = (image[0, 0, 0] + keys % 251).astype(np.uint8)
-        return [np.broadcast_to(numbers[:, None, None, None], (2, 64, 64, 1))]
+    def draw(self, keys: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return keys
+
+    def __call__(self, image: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        pixels = (image[0, 0, 0] + numbers % 251).astype(np.uint8)
+        return [np.broadcast_to(pixels[:, None, None, None], (2, 64, 64, 1))]

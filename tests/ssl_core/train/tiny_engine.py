@@ -76,7 +76,10 @@ class Same:
     groups = (Square(),)
     num_views = 1
 
-    def __call__(self, image: np.ndarray[Any, Any], keys: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    def draw(self, keys: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return keys
+
+    def __call__(self, image: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
         return [image[None]]
 
 

@@ -17,8 +17,8 @@ from ssl_core.views import RECIPES, CropConfig, CropRecipe, ViewConfig, ViewGrou
 Image = np.ndarray[Any, Any]
 
 
-def keys_of(made: CropRecipe, position: int = 0, *, epoch: int = 0) -> Any:
-    return rng.key(0, "views", epoch, position, np.arange(made.num_views))
+def drawn(made: CropRecipe, position: int = 0, *, epoch: int = 0) -> Any:
+    return made.draw(rng.key(0, "views", epoch, position, np.arange(made.num_views)))
 
 
 def pattern(height: int = 300, width: int = 400) -> Image:
@@ -111,7 +111,7 @@ def test_multicrop_has_two_groups() -> None:
 def test_groups_are_what_is_announced(name: str, channels: int) -> None:
     made = recipe(name, image_size=32, channels=channels)
     image = np.random.default_rng(0).integers(0, 256, (45, 60, channels), dtype=np.uint8)
-    views = made(image, keys_of(made))
+    views = made(image, drawn(made))
     assert made.num_views == sum(group.count for group in made.groups)
     assert len(views) == len(made.groups)
     for view, group in zip(views, made.groups, strict=True):
@@ -126,22 +126,22 @@ def test_extreme_shapes_become_views(shape: tuple[int, int], crop: str) -> None:
     made = recipe("simclr", image_size=32, crop=crop)
     image = np.full((*shape, 3), 77, np.uint8)
     for position in range(5):
-        assert made(image, keys_of(made, position))[0].shape == (2, 32, 32, 3)
+        assert made(image, drawn(made, position))[0].shape == (2, 32, 32, 3)
 
 
 def test_views_of_a_sample_differ_and_so_do_samples_and_epochs() -> None:
     made = recipe("simclr", image_size=32)
-    views = [made(pattern(), keys_of(made, position, epoch=epoch))[0] for position in (0, 1) for epoch in (0, 1)]
+    views = [made(pattern(), drawn(made, position, epoch=epoch))[0] for position in (0, 1) for epoch in (0, 1)]
     assert len({view.tobytes() for pair in views for view in pair}) == 8
 
 
 def test_a_view_depends_on_its_own_key_alone() -> None:
     made = recipe("dino", image_size=32)
-    keys = keys_of(made)
-    others = rng.key(0, "other", np.arange(made.num_views))
-    plain = made(pattern(), keys)
+    numbers = drawn(made)
+    others = made.draw(rng.key(0, "other", np.arange(made.num_views)))
+    plain = made(pattern(), numbers)
     for view in range(made.num_views):
-        changed = made(pattern(), np.where(np.arange(made.num_views) == view, keys, others))
+        changed = made(pattern(), np.where(np.arange(made.num_views)[:, None] == view, numbers, others))
         group, index = (0, view) if view < 2 else (1, view - 2)
         assert (changed[group][index] == plain[group][index]).all()
 
@@ -152,8 +152,8 @@ def test_byols_first_view_is_always_blurred_and_the_second_rarely() -> None:
     sharp = replace(RECIPES["byol"], image_size=96, blur=0.0, jitter=0.0, grey=0.0, solarise=0.0)
     changed = np.zeros(2)
     for position in range(60):
-        keys = keys_of(made, position)
-        pairs = zip(made(fine, keys)[0], CropRecipe.of(sharp)(fine, keys)[0], strict=True)
+        numbers = drawn(made, position)
+        pairs = zip(made(fine, numbers)[0], CropRecipe.of(sharp)(fine, numbers)[0], strict=True)
         changed += [(one != other).any() for one, other in pairs]
     assert changed[0] == 60
     assert 1 <= changed[1] <= 15
@@ -165,15 +165,15 @@ def test_byols_first_view_is_always_blurred_and_the_second_rarely() -> None:
 def test_the_same_key_gives_the_same_bytes_whatever_happened_before() -> None:
     made = recipe("byol", image_size=96)
     image = pattern()
-    first = [digest(made(image, keys_of(made, position))) for position in range(8)]
+    first = [digest(made(image, drawn(made, position))) for position in range(8)]
     np.random.seed(1)  # noqa: NPY002 (global state is what must not matter)
     cv2.setRNGSeed(7)
-    backwards = [digest(made(image, keys_of(made, position))) for position in reversed(range(8))]
+    backwards = [digest(made(image, drawn(made, position))) for position in reversed(range(8))]
     assert backwards[::-1] == first
     again = recipe("byol", image_size=96)
 
     def digest_of(position: int) -> str:
-        return digest(again(image, keys_of(again, position)))
+        return digest(again(image, drawn(again, position)))
 
     with ThreadPoolExecutor(4) as pool:
         threaded = list(pool.map(digest_of, list(range(8)) * 4))
@@ -188,7 +188,7 @@ def test_opencvs_threads_change_no_byte() -> None:
     try:
         for threads in (1, 2, 5):
             cv2.setNumThreads(threads)
-            digests.add(digest([made(image, keys_of(made, position))[0] for position in range(4)]))
+            digests.add(digest([made(image, drawn(made, position))[0] for position in range(4)]))
     finally:
         cv2.setNumThreads(before)
     assert len(digests) == 1
@@ -197,7 +197,7 @@ def test_opencvs_threads_change_no_byte() -> None:
 def test_global_generators_are_not_touched() -> None:
     made = recipe("simclr", image_size=32)
     before = np.random.get_state()[1].tolist()  # type: ignore[index] (a tuple by default)  # noqa: NPY002 (global state is what must not change)
-    made(pattern(), keys_of(made))
+    made(pattern(), drawn(made))
     assert np.random.get_state()[1].tolist() == before  # type: ignore[index] (a tuple by default)  # noqa: NPY002 (global state is what must not change)
 
 
@@ -207,7 +207,7 @@ def test_pinned_bytes() -> None:
     Bilinear views without blur, which did not differ with OpenCV's instruction sets or Intel's primitives switched off.
     """
     made = recipe("simclr", image_size=32)
-    views = [made(pattern(), keys_of(made, position))[0] for position in range(6)]
+    views = [made(pattern(), drawn(made, position))[0] for position in range(6)]
     assert digest(views) == "c4c52eebc8eb9dcb"
 
 
@@ -251,12 +251,12 @@ def test_plain_values_as_yaml_has_them_make_a_config() -> None:
     assert [view.blur for view in config.layout()["views"]] == [1.0, 0.1]
 
 
-def test_wrong_channels_or_keys_are_refused() -> None:
+def test_wrong_channels_or_numbers_are_refused() -> None:
     made = recipe("simclr", image_size=32)
-    with pytest.raises(ValueError, match="got 2 keys, image"):
-        made(pattern()[..., :1], keys_of(made))
-    with pytest.raises(ValueError, match="3 keys"):
-        made(pattern(), rng.key(0, "views", np.arange(3)))
+    with pytest.raises(ValueError, match=r"image \(300, 400, 1\)"):
+        made(pattern()[..., :1], drawn(made))
+    with pytest.raises(ValueError, match=r"numbers \(3, 36\)"):
+        made(pattern(), made.draw(rng.key(0, "views", np.arange(3))))
 
 
 def test_a_group_has_one_size() -> None:
