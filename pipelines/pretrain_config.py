@@ -25,6 +25,7 @@ class DataConfig:
     max_bad: int | float = 0.001
     threads: int = 1
     processes: int = 0
+    colors: Literal["loader", "device"] | None = None
     cache: str | None = None
     cache_gb: float = 100.0
 

@@ -30,6 +30,8 @@ from ssl_core.probe.online import OnlineKNN
 from ssl_core.train.context import RunContext
 from ssl_core.train.loop import LoopConfig, LoopResult, train, writable
 from ssl_core.train.step import TrainStep, why_not_compiled
+from ssl_core.views import CropRecipe
+from ssl_core.views.batched_colors import BatchedColors
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
@@ -65,6 +67,10 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
     if step_config.compile and (reason := why_not_compiled(context.device, context.collectives)):
         complaints = [f"warning: train.compile=true does not work here, so the run is not compiled: {reason}"]
         step_config = replace(step_config, compile=False)
+    data, recipe, colors = plan.config.data, method.recipe, None
+    if data.colors == "device" or (data.colors is None and context.device.type != "cpu"):
+        assert isinstance(recipe, CropRecipe), "no other recipe can leave out the colours"
+        recipe, colors = recipe.crops_only(), BatchedColors(recipe.layout, seed=plan.config.seed)
     step = TrainStep(
         method,
         step_config,
@@ -72,12 +78,12 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
         lanes=plan.lanes,
         collectives=context.collectives,
         device=context.device,
+        colors=colors,
     )
-    data = plan.config.data
     reader = Reader(plan.train_data, channels=plan.config.model.in_chans, max_bad=data.max_bad, cache=data.shard_cache)
     loader = LaneLoader(
         reader,
-        method.recipe,
+        recipe,
         plan.schedule,
         threads=data.threads,
         processes=data.processes,

@@ -14,8 +14,8 @@ from ssl_core.types import LaneBatch
 PROFILE = "profile"
 _SKIPPED_STEPS, _STEPS = 3, 5
 
-Part = Literal["data", "to device", "forward", "loss", "backward", "reduce", "optimiser"]
-PARTS: tuple[Part, ...] = ("data", "to device", "forward", "loss", "backward", "reduce", "optimiser")
+Part = Literal["data", "to device", "colours", "forward", "loss", "backward", "reduce", "optimiser"]
+PARTS: tuple[Part, ...] = ("data", "to device", "colours", "forward", "loss", "backward", "reduce", "optimiser")
 
 
 @contextmanager
@@ -55,6 +55,8 @@ def table(events: Any) -> str:
     lines = ["| part of a step | ms of the host | share | ms of the device |", "| --- | --- | --- | --- |"]
     counted = 0.0
     for name, found in spans.items():
+        if name == "colours" and not found:
+            continue  # the loader gave the views theirs
         host, device = (sum(getattr(event, key) for event in found) for key in ("cpu_time_total", "device_time_total"))
         counted += host
         lines.append(_row(name, host, whole, device, steps))

@@ -31,6 +31,7 @@ from ssl_core.optim import OptimConfig, build_optimizer, learning_rate
 from ssl_core.train.gradients import FlatGradients
 from ssl_core.train.profile import span
 from ssl_core.types import GlobalRows, LaneBatch, StepResult, ViewBatch
+from ssl_core.views.batched_colors import BatchedColors
 
 Precision = Literal["fp64", "fp32", "bf16"]
 
@@ -100,7 +101,7 @@ def why_not_compiled(device: torch.device, collectives: Collectives) -> str | No
 
 
 class TrainStep:
-    """Owns the optimiser and changes the method's state.
+    """Owns the optimiser and changes the method's state; gives views their colours where the loader did not (`colors`).
 
     The host never waits for the device: a step whose loss or gradient is not finite changes nothing, nor does any step
     after it (unless `skip_non_finite`), by a flag on the device; the host hears of it when it reads the step's result.
@@ -115,8 +116,9 @@ class TrainStep:
         lanes: Lanes,
         collectives: Collectives,
         device: torch.device,
+        colors: BatchedColors | None = None,
     ) -> None:
-        self._method, self._config, self._optim = method, config, optim
+        self._method, self._config, self._optim, self._colors = method, config, optim, colors
         self._lanes, self._collectives, self._device = lanes, collectives, device
         self._dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self._chunks = list(_chunks(len(lanes.owned), lanes.size, config.micro_batch))
@@ -149,9 +151,8 @@ class TrainStep:
         with torch.no_grad():
             self._method.before_step(info)
         self._gradients.zero_()
-        with span("to device"):
-            moved = self._on_device(batch)
-            shown = torch.tensor(signals, dtype=torch.float64).to(self._device, non_blocking=True)
+        moved = self._on_device(batch)
+        shown = torch.tensor(signals, dtype=torch.float64).to(self._device, non_blocking=True)
         loss, rows, statistics = self._forward_backward(moved)
         with span("reduce"):
             self._gradients.sum_over_workers_()
@@ -187,11 +188,16 @@ class TrainStep:
             float32 or better [at most 2 views, samples, D], in lane order.
         """
         per_lane = min(self._lanes.size, -(-samples // self._lanes.count))
-        pixels = batch.groups["views"][:, :2, :per_lane]
+        some = replace(
+            batch,
+            draws=batch.draws[:, :per_lane],
+            groups={"views": np.ascontiguousarray(batch.groups["views"][:, :2, :per_lane])},
+        )
+        pixels = self._on_device(some).groups["views"]
         views, encoder = pixels.shape[1], self._method.encoder
         encoder.eval()
         with self._autocast():
-            own: Tensor = encoder(self._normalised(torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)))
+            own: Tensor = encoder(self._normalised(pixels))
         encoder.train()
         everyone = self._gather(_accurate(own), views * per_lane)
         return everyone.unflatten(0, (self._lanes.count, views, per_lane)).transpose(0, 1).flatten(1, 2)
@@ -203,12 +209,13 @@ class TrainStep:
         def moved(values: np.ndarray) -> Tensor:
             return torch.from_numpy(values).to(self._device, non_blocking=True)
 
-        return _DeviceBatch(
-            step=batch.step,
-            epoch=batch.epoch,
-            draws=moved(batch.draws),
-            groups={name: moved(pixels) for name, pixels in batch.groups.items()},
-        )
+        with span("to device"):
+            draws = moved(batch.draws)
+            groups = {name: moved(pixels) for name, pixels in batch.groups.items()}
+        if self._colors is not None:
+            with span("colours"):
+                groups = self._colors(groups, epoch=batch.epoch, draws=batch.draws)
+        return _DeviceBatch(step=batch.step, epoch=batch.epoch, draws=draws, groups=groups)
 
     def _forward_backward(self, batch: _DeviceBatch) -> tuple[Tensor, GlobalRows, Tensor | None]:
         if self._method.shuffled_view is not None:

@@ -16,6 +16,7 @@ from ssl_core.views.image import Image, Interpolation
 from ssl_core.views.view import NUM_DRAWS, ViewConfig, parameters_from, render
 
 MAX_CHANNELS = 4  # OpenCV's limit for averaging blocks of pixels
+_NO_COLORS: dict[str, Any] = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarise": 0.0}
 SMALL_IMAGE = 64  # pixels; up to this size SimCLR's CIFAR settings hold (arXiv 2002.05709, appendix B.9)
 
 
@@ -179,6 +180,16 @@ class CropRecipe:
     def of(cls, config: CropConfig) -> "CropRecipe":
         """The recipe that a config describes."""
         return cls(config.layout(), channels=config.channels)
+
+    @property
+    def layout(self) -> Mapping[str, tuple[ViewConfig, ...]]:
+        """The distribution of every view, by group."""
+        return self._views
+
+    def crops_only(self) -> "CropRecipe":
+        """The recipe without colours, blur and solarisation, for `ssl_core.views.batched_colors` to add."""
+        plain = {name: tuple(replace(view, **_NO_COLORS) for view in views) for name, views in self._views.items()}
+        return CropRecipe(plain, channels=self.channels)
 
     def draw(self, keys: np.ndarray[Any, np.dtype[np.int64]]) -> Image:
         """The random numbers that views are made from.

@@ -28,7 +28,7 @@ from ssl_core.views.image import (
 )
 
 CROP_TRIES = 10
-_JITTER_ORDERS: tuple[tuple[ColorName, ...], ...] = tuple(permutations(("brightness", "contrast", "saturation", "hue")))
+JITTER_ORDERS: tuple[tuple[ColorName, ...], ...] = tuple(permutations(("brightness", "contrast", "saturation", "hue")))
 
 
 class Draw:
@@ -153,7 +153,7 @@ def draw(config: ViewConfig, key: Any, *, height: int, width: int) -> ViewParame
 
 def parameters_from(config: ViewConfig, numbers: Sequence[float], *, height: int, width: int) -> ViewParameters:
     """The parameters that a key's first `NUM_DRAWS` uniform numbers stand for (drawn for all views at once)."""
-    sigma = _between(config.blur_sigma, numbers[Draw.BLUR_SIGMA]) if numbers[Draw.BLUR] < config.blur else None
+    sigma = between(config.blur_sigma, numbers[Draw.BLUR_SIGMA]) if numbers[Draw.BLUR] < config.blur else None
     box = _resized_box if config.crop == "resized" else _padded_box
     return ViewParameters(
         box=box(config, numbers, height, width),
@@ -184,7 +184,8 @@ def render(image: Image, config: ViewConfig, parameters: ViewParameters) -> Imag
     return solarise(view) if parameters.solarise else view
 
 
-def _between(bounds: tuple[float, float], number: float) -> float:
+def between(bounds: tuple[float, float], number: Any) -> Any:
+    """Where numbers in [0, 1) lie between two bounds."""
     return bounds[0] + (bounds[1] - bounds[0]) * number
 
 
@@ -195,9 +196,9 @@ def _color_steps(config: ViewConfig, numbers: Sequence[float]) -> tuple[ColorSte
             "brightness": _factor(config.brightness, numbers[Draw.BRIGHTNESS]),
             "contrast": _factor(config.contrast, numbers[Draw.CONTRAST]),
             "saturation": _factor(config.saturation, numbers[Draw.SATURATION]),
-            "hue": _between((-config.hue, config.hue), numbers[Draw.HUE]) if config.hue else None,
+            "hue": between((-config.hue, config.hue), numbers[Draw.HUE]) if config.hue else None,
         }
-        order = _JITTER_ORDERS[int(numbers[Draw.JITTER_ORDER] * len(_JITTER_ORDERS))]
+        order = JITTER_ORDERS[int(numbers[Draw.JITTER_ORDER] * len(JITTER_ORDERS))]
         steps = [(name, amount) for name in order if (amount := amounts[name]) is not None]
     if numbers[Draw.GREY] < config.grey:
         steps.append(("grey", 1.0))
@@ -205,15 +206,20 @@ def _color_steps(config: ViewConfig, numbers: Sequence[float]) -> tuple[ColorSte
 
 
 def _factor(strength: float, number: float) -> float | None:
-    return _between((max(0.0, 1.0 - strength), 1.0 + strength), number) if strength else None
+    return between(strength_range(strength), number) if strength else None
+
+
+def strength_range(strength: float) -> tuple[float, float]:
+    """From where to where a factor of brightness, contrast or saturation is drawn."""
+    return max(0.0, 1.0 - strength), 1.0 + strength
 
 
 def _resized_box(config: ViewConfig, numbers: Sequence[float], height: int, width: int) -> Box:
     """torchvision's `RandomResizedCrop.get_params`: ten tries, then the largest central box of allowed ratio."""
     log_ratio = (log(config.ratio[0]), log(config.ratio[1]))
     for i in range(Draw.CROP, NUM_DRAWS, 2):
-        area = height * width * _between(config.scale, numbers[i])
-        ratio = exp(_between(log_ratio, numbers[i + 1]))
+        area = height * width * between(config.scale, numbers[i])
+        ratio = exp(between(log_ratio, numbers[i + 1]))
         w, h = round(sqrt(area * ratio)), round(sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             top, left = numbers[Draw.CROP_TOP] * (height - h + 1), numbers[Draw.CROP_LEFT] * (width - w + 1)

@@ -48,12 +48,13 @@ def counted(read: Callable[..., Any], seen: list[str]) -> Callable[..., Any]:
     return called
 
 
-@pytest.mark.parametrize("micro_batch", [None, GLOBAL_BATCH // 4])
+@pytest.mark.parametrize(("micro_batch", "on_device"), [(None, False), (GLOBAL_BATCH // 4, False), (None, True)])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_reads_nothing_from_the_device(
-    monkeypatch: pytest.MonkeyPatch, name: str, micro_batch: int | None
+    monkeypatch: pytest.MonkeyPatch, name: str, micro_batch: int | None, on_device: bool
 ) -> None:
-    step, loader = build(tiny_run(name), Collectives(), precision="fp32", micro_batch=micro_batch)
+    run = tiny_run(name)
+    step, loader = build(run, Collectives(), precision="fp32", micro_batch=micro_batch, colors_on_device=on_device)
     first, second = loader.stream(0, 2)
     step(first).result()
     with Waits() as waits, monkeypatch.context() as patched:

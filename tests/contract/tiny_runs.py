@@ -22,6 +22,7 @@ from ssl_core.nn.backbones import ModelConfig, build_encoder, checkpoint_activat
 from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
 from ssl_core.optim import OptimConfig
 from ssl_core.train.step import Precision, StepConfig, TrainStep
+from ssl_core.views.batched_colors import BatchedColors
 from ssl_core.views.recipes import CropConfig, CropRecipe
 
 IMAGE_SIZE = 16
@@ -103,6 +104,7 @@ def build(
     global_batch: int = GLOBAL_BATCH,
     global_batch_norm: bool = False,
     checkpointed: bool = False,
+    colors_on_device: bool = False,
 ) -> tuple[TrainStep, LaneLoader]:
     """The step and the batches of one worker."""
     lanes = Lanes.cut(global_batch, NUM_LANES, rank=collectives.rank, world=collectives.world)
@@ -120,7 +122,12 @@ def build(
         std=(0.2, 0.3, 0.25),
     )
     device = torch.device("cpu")
-    step = TrainStep(method, config, optim=run.optim, lanes=lanes, collectives=collectives, device=device)
+    recipe, colors = CropRecipe.of(run.views), None
+    if colors_on_device:
+        recipe, colors = recipe.crops_only(), BatchedColors(recipe.layout, seed=SEED)
+    step = TrainStep(
+        method, config, optim=run.optim, lanes=lanes, collectives=collectives, device=device, colors=colors
+    )
     shards = SHARD_SAMPLES * (global_batch // GLOBAL_BATCH)
     schedule = Schedule(shard_samples=shards, seed=SEED, block=20, lanes=lanes)
-    return step, LaneLoader(KeyedImages(), method.recipe, schedule)
+    return step, LaneLoader(KeyedImages(), recipe, schedule)
