@@ -88,7 +88,7 @@ def broken_off(images: Path) -> None:
     source = open_source(str(images))
     some = [replace(image, read=fail) if image.name == "cat/00" else image for image in source.images]
     with pytest.raises(UserError, match=r"00\.jpg cannot be read"):
-        pack(replace(source, images=some), OUT, shard_samples=1, threads=1)
+        pack(replace(source, images=some), OUT, shard_samples=1, workers=1)
     assert any(name.endswith(".tar") for name in objects(OUT))
 
 
@@ -228,7 +228,7 @@ def test_a_listing_outlives_a_kill(images: Path, client: Any, tmp_path: Path, ma
         return replace(source, images=some) if fail else source
 
     with pytest.raises(UserError, match="cannot be read"):
-        pack(partial(listed, fail=True), tmp_path / "out", shard_samples=1, threads=1)
+        pack(partial(listed, fail=True), tmp_path / "out", shard_samples=1, workers=1)
     client.put_object(Bucket=BUCKET, Key="photos/cat/99.jpg", Body=make_image(99))
     packed = pack(partial(listed, fail=False), tmp_path / "out", shard_samples=1)
     assert packed.num_kept > 0
