@@ -56,7 +56,7 @@ class PackConfig:
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
             raise UserError(f"val_fraction={self.val_fraction}: give a share from 0 to below 1")
         if self.workers is not None and self.workers < 1:
-            raise UserError(f"workers={self.workers}: at least one thread is needed")
+            raise UserError(f"workers={self.workers}: at least one is needed")
         if self.against is not None and self.verify is None:
             raise UserError("against= goes with verify=: give verify=<train> against=<val>")
         if self.sheet is not None and self.show is None:
@@ -98,7 +98,7 @@ def _pack(config: PackConfig) -> None:
             seed=config.seed,
             val_fraction=default if config.val_fraction is None else config.val_fraction,
             recoding=Recoding(resize=config.resize, quality=config.quality),
-            threads=config.workers,
+            workers=config.workers,
             done=done,
         )
     lines = [line for folder, manifest in packed.parts.values() for line in _table(folder, manifest)]

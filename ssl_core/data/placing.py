@@ -52,6 +52,10 @@ class Place(Protocol):
         """Write a small file beside the parts."""
         ...
 
+    def end(self) -> None:
+        """The manifests are there."""
+        ...
+
 
 def place_at(output: Folder, parts: Sequence[str]) -> Place:
     """The place for these parts ("" where there is one).
@@ -74,6 +78,7 @@ def publish(place: Place, output: Folder, manifests: Mapping[str, Manifest], ski
     for part, manifest in manifests.items():
         if part not in place.standing:
             save_manifest(replace(manifest, root=str(folder_of(output, part))), folder_of(output, part))
+    place.end()
     return {part: (folder_of(output, part), load_manifest(str(folder_of(output, part)))) for part in manifests}
 
 
@@ -95,8 +100,8 @@ def _not_of_this_kind(output: Folder) -> UserError:
 
 def _other_plan(output: Folder) -> UserError:
     return UserError(
-        f"output={output} holds the beginning of a data set of other images or options: give the command that began "
-        "it, choose another folder or empty it"
+        f"output={output} holds the beginning of a data set of other images or options: wait for the command "
+        "that began it or give it again, choose another folder or empty it"
     )
 
 
@@ -177,33 +182,64 @@ class LocalPlace:
         """Write a small file, whole or not at all."""
         publish_bytes(self._output / name, data)
 
+    def end(self) -> None:
+        """Nothing is left to do."""
+
 
 class BucketPlace:
-    """A bucket's folder: each shard is sent when it is whole, with its checksum and its plan in its metadata."""
+    """A bucket's folder: each shard is sent when it is whole, with its checksum and its plan in its metadata.
+
+    Machines cannot lock a folder against each other there. From before the first shard until after the manifests,
+    `.packing` has the plan of what is there; it is made only where there is none. Who has another plan is refused, who
+    has the same sends the same bytes.
+    """
 
     def __init__(self, output: S3Location, parts: Sequence[str]) -> None:
         self._output, self._parts = output, parts
         self._plan = ""
-        self._first_shard: S3Location | None = None
+        self._claimed = False
         manifests: set[str] = set()
         for name, _ in s3.list_sizes(output):
             part, slash, file = name.rpartition("/")
             if file == MANIFEST_NAME and part in parts:
                 manifests.add(part)
-            elif _SHARD.fullmatch(file) and part in parts:
-                self._first_shard = self._first_shard or output / name
-            elif slash or file != SKIPPED_NAME:
+            elif not (_SHARD.fullmatch(file) and part in parts) and (slash or file not in (SKIPPED_NAME, STAGING_NAME)):
                 raise _not_of_this_kind(output)
         self.standing = {part: load_manifest(str(folder_of(output, part))) for part in parts if part in manifests}
 
     def begin(self, plan: str, staged: Sequence[StagedPart]) -> None:
-        """What was sent and never completed is removed; the shards there must be of the same plan."""
+        """The claim and the shards there must be of the same plan; what was sent and never completed is removed."""
         self._plan = plan
-        s3.abort_uploads(self._output)
-        if self._first_shard is not None and len(self.standing) < len(self._parts):
-            facts = s3.look_up(self._first_shard)
-            if facts is None or facts.metadata.get("plan") != plan:
+        if len(self.standing) < len(self._parts):
+            if s3.read_bytes(self._claim) not in (None, plan.encode()):
                 raise _other_plan(self._output)
+            self._check_shards()
+        s3.abort_uploads(self._output)
+
+    @property
+    def _claim(self) -> S3Location:
+        return self._output / STAGING_NAME
+
+    def _check_shards(self) -> None:
+        """Refuse shards of another plan, told by the first."""
+        shards = (name for name, _ in s3.list_sizes(self._output) if _SHARD.fullmatch(name.rpartition("/")[2]))
+        if (first := next(shards, None)) is not None:
+            facts = s3.look_up(self._output / first)
+            if facts is None or facts.metadata.get("plan") != self._plan:
+                raise _other_plan(self._output)
+
+    def _claim_it(self) -> None:
+        """Before the first shard: from now on nobody begins with another plan; somebody may have since the start."""
+        if self._claimed:
+            return
+        if not s3.create(self._claim, self._plan.encode()):
+            raise _other_plan(self._output)
+        try:
+            self._check_shards()
+        except UserError:
+            self.end()
+            raise
+        self._claimed = True
 
     def holds(self, staged: StagedPart, shard: ShardInfo) -> bool:
         """Whether it stands, or is there with its size and its checksum."""
@@ -221,8 +257,10 @@ class BucketPlace:
     def put(self, staged: StagedPart, shard: ShardInfo) -> None:
         """Send it, unless it is there; then it goes from the local disk."""
         path = staged.folder / shard.name
-        if not _stands(self.standing, self._output, staged.part, shard) and not self.holds(staged, shard):
-            s3.upload(path, self._location(staged, shard), metadata=self._metadata(shard))
+        if not _stands(self.standing, self._output, staged.part, shard):
+            self._claim_it()
+            if not self.holds(staged, shard):
+                s3.upload(path, self._location(staged, shard), metadata=self._metadata(shard))
         path.unlink()
 
     def finish(self, staged: StagedPart, shards: Sequence[ShardInfo]) -> None:
@@ -232,3 +270,8 @@ class BucketPlace:
     def write(self, name: str, data: bytes) -> None:
         """Write a small object."""
         s3.write_bytes(self._output / name, data)
+
+    def end(self) -> None:
+        """The claim goes."""
+        if s3.read_bytes(self._claim) == self._plan.encode():
+            s3.remove(self._output, [STAGING_NAME])

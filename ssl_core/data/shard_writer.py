@@ -1,8 +1,7 @@
-"""The shards of one part: images read and checked some ahead, written in order, scanned and put in place when full.
+"""The shards of one part: images written in order, scanned and put in place when full.
 
-Reading, decoding and encoding run in threads: the decoders release the interpreter's lock, so that processes gain
-nothing for local files and cost the way of every image through a pipe (figures: docs/architecture.md). A thread of its
-own takes care of full shards, in their order.
+Images are read and checked some ahead (`ssl_core.data.looking_ahead`). A thread of its own takes care of full shards,
+in their order.
 """
 
 import os
@@ -13,21 +12,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import compress, takewhile
 from pathlib import Path
-from typing import Any
 
-from ssl_core.data.decode import DecodeError
+from ssl_core.data.looking import Chosen, Looked, Looker
+from ssl_core.data.looking_ahead import looked_at
 from ssl_core.data.placing import Place
-from ssl_core.data.recode import Recoding, recoded
-from ssl_core.data.sources import SourceImage
-from ssl_core.data.staging import FinishedShard, StagedPart, cannot_be_read, shard_name
+from ssl_core.data.staging import FinishedShard, StagedPart, shard_name
 from ssl_core.data.survey import Survey, scan_shard
 
-_AHEAD = 64  # images read before they are written, at least
 _SHARDS_BEHIND = 2  # full ones that wait for their scan and their place
 _LOOKS_AT_ONCE = 8
-
-Chosen = tuple[str, SourceImage]
-"""An image and its key in the shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +45,15 @@ class PartWriter:
     Attributes:
         place: takes the shards.
         shard_samples: samples in a shard.
-        recoding: how images are stored.
-        threads: how many images are read and checked at a time.
+        looker: reads and checks images.
+        processes: in how many processes it does; 0: in this one.
         advance: called with how many more images are done.
     """
 
     place: Place
     shard_samples: int
-    recoding: Recoding
-    threads: int
+    looker: Looker
+    processes: int
     advance: Callable[[int], None]
 
     def write(self, staged: StagedPart, chosen: Callable[[int], Iterable[Chosen]]) -> WrittenPart:
@@ -84,8 +77,9 @@ class PartWriter:
             self.place.put(staged, scan.info)
             staged.finish(FinishedShard(stop=stop, skipped=left_out, scan=scan))
 
+        images = looked_at(chosen(stop), self.looker, processes=self.processes, most_at_once=self.shard_samples)
         full: deque[Future[None]] = deque()
-        with ThreadPoolExecutor(1) as finisher, closing(self._looked_at(chosen(stop))) as looked:
+        with ThreadPoolExecutor(1) as finisher, closing(images) as looked:
             number, last = len(kept), False
             while not last:
                 path = staged.folder / shard_name(number)
@@ -114,7 +108,7 @@ class PartWriter:
             there = list(pool.map(is_there, finished))
         return list(compress(finished, takewhile(bool, there)))
 
-    def _fill(self, path: Path, looked: "Generator[_Looked]") -> "tuple[int, list[str], bool]":
+    def _fill(self, path: Path, looked: Generator[Looked]) -> tuple[int, list[str], bool]:
         """Write one shard: its samples, what was left out on the way, and whether there are no more images."""
         from webdataset.writer import TarWriter  # imports torch, which only those who write shards shall wait for
 
@@ -133,34 +127,3 @@ class PartWriter:
             file.flush()
             os.fsync(file.fileno())
         return samples, left_out, samples < self.shard_samples
-
-    def _looked_at(self, chosen: Iterable[Chosen]) -> "Generator[_Looked]":
-        """Read and check images, some ahead: in order, the sample of each, or why it is left out."""
-        waiting: deque[Future[_Looked]] = deque()
-        remaining = iter(chosen)
-        ahead = max(_AHEAD, 2 * self.threads)
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="read") as pool:
-            try:
-                while True:
-                    while len(waiting) < ahead and (following := next(remaining, None)) is not None:
-                        waiting.append(pool.submit(_look, *following, self.recoding))
-                    if not waiting:
-                        return
-                    yield waiting.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-
-_Looked = dict[str, Any] | str
-"""A sample as WebDataset writes it, or "path: reason" of an image that is left out."""
-
-
-def _look(key: str, image: SourceImage, recoding: Recoding) -> _Looked:
-    try:
-        data, extension = recoded(image.read(), image.extension, recoding)
-    except OSError as error:
-        raise cannot_be_read(image.origin, error) from error
-    except DecodeError as error:
-        return f"{image.origin}: {error}"
-    label = {} if image.label is None else {"cls": str(image.label).encode()}
-    return {"__key__": key, extension: data, **label}

@@ -30,7 +30,7 @@ _TOP_NUMBER = 1_000_000  # a larger whole number in a CSV's label column is a na
 
 @dataclass(frozen=True, kw_only=True)
 class SourceImage:
-    """One encoded image.
+    """One encoded image; other processes read it as well, so it can be pickled.
 
     Attributes:
         name: its path in the source, without the extension; its key in the shards is made from it.
@@ -143,7 +143,7 @@ def _from_bucket(location: S3Location, listings: Path | None, *, flat: bool) -> 
             label=classes.get(name.partition("/")[0]),
             origin=str(location / name),
             read=partial(_object_bytes, location / name, size),
-            stamp=lambda: str(size),
+            stamp=partial(str, size),
         )
 
     return Source(images=ImagesOnDemand(len(listing), image), classes=tuple(classes), readers=_BUCKET_READERS)

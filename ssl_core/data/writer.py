@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from ssl_core import rng
 from ssl_core.data.indexing import class_names
 from ssl_core.data.keys import SafeKeys
+from ssl_core.data.looking import Chosen, Looker
+from ssl_core.data.looking_ahead import processes_for
 from ssl_core.data.manifest import Manifest
 from ssl_core.data.placing import Parts, Place, folder_of, place_at, publish, skipped_before
 from ssl_core.data.recode import Recoding
-from ssl_core.data.shard_writer import Chosen, PartWriter, WrittenPart
+from ssl_core.data.shard_writer import PartWriter, WrittenPart
 from ssl_core.data.sources import Source
 from ssl_core.data.splits import holdout_split
 from ssl_core.data.staging import StagedPart, plan_digest, staging
@@ -54,7 +56,8 @@ def pack(
     seed: int = 0,
     val_fraction: float = 0.0,
     recoding: Recoding | None = None,
-    threads: int | None = None,
+    workers: int | None = None,
+    processes: int | None = None,
     done: Callable[[int, int], None] = lambda images, of: None,
 ) -> Packed:
     """Write a source's images as shards with a manifest into `output`, or into `train` and `val` in it.
@@ -69,12 +72,13 @@ def pack(
         seed: of the shuffle and of the split.
         val_fraction: the share, class by class, that goes to `val`.
         recoding: how images are stored; default: as they are.
-        threads: how many images are read and checked at a time; default: one a core, or what the source asks for.
+        workers: how many images are read and checked at a time; default: one a core, or what the source asks for.
+        processes: in how many processes, 0: in this one; default: by the number of workers, cores and images.
         done: called with (images done, images).
 
     Raises:
         UserError: the output holds something else, a file cannot be read, or no image decodes.
-        Resumable: the disk is full, or a bucket does not answer well.
+        Resumable: the disk is full, a bucket does not answer well, or a process was killed.
     """
     names = ("train", "val") if val_fraction > 0 else ("",)
     recoding = recoding or Recoding()
@@ -87,11 +91,14 @@ def pack(
         plan = plan_digest(images, options)
         staged = {name: StagedPart(folder / plan, name) for name in names}
         place.begin(plan, list(staged.values()))
+        workers = workers or max(os.cpu_count() or 1, images.readers)
+        if processes is None:
+            processes = processes_for(workers, num_images=len(images.images))
         writer = PartWriter(
             place=place,
             shard_samples=shard_samples,
-            recoding=recoding,
-            threads=threads or max(os.cpu_count() or 1, images.readers),
+            looker=Looker(recoding=recoding, threads=-(-workers // max(1, processes))),
+            processes=processes,
             advance=_Progress(len(images.images), done),
         )
         orders = _orders(images, seed, val_fraction)

@@ -11,7 +11,9 @@ import pytest
 
 from cluster.object_store import ObjectStore
 from ssl_core.data.indexing import index_folder
+from ssl_core.data.integrity import verify_shards
 from ssl_core.data.manifest import load_manifest, save_manifest
+from ssl_core.data.placing import BucketPlace
 from ssl_core.data.sources import Source, open_source
 from ssl_core.data.writer import Packed, pack
 from ssl_core.errors import UserError
@@ -88,7 +90,7 @@ def broken_off(images: Path) -> None:
     source = open_source(str(images))
     some = [replace(image, read=fail) if image.name == "cat/00" else image for image in source.images]
     with pytest.raises(UserError, match=r"00\.jpg cannot be read"):
-        pack(replace(source, images=some), OUT, shard_samples=1, threads=1)
+        pack(replace(source, images=some), OUT, shard_samples=1, workers=1)
     assert any(name.endswith(".tar") for name in objects(OUT))
 
 
@@ -228,7 +230,7 @@ def test_a_listing_outlives_a_kill(images: Path, client: Any, tmp_path: Path, ma
         return replace(source, images=some) if fail else source
 
     with pytest.raises(UserError, match="cannot be read"):
-        pack(partial(listed, fail=True), tmp_path / "out", shard_samples=1, threads=1)
+        pack(partial(listed, fail=True), tmp_path / "out", shard_samples=1, workers=1)
     client.put_object(Bucket=BUCKET, Key="photos/cat/99.jpg", Body=make_image(99))
     packed = pack(partial(listed, fail=False), tmp_path / "out", shard_samples=1)
     assert packed.num_kept > 0
@@ -291,3 +293,112 @@ def test_few_shards_are_fetched_at_a_time(images: Path, client: Any, monkeypatch
     index_folder(OUT)
     assert len(counts) == IMAGES - 1
     assert max(counts) <= 3
+
+
+def test_processes_read_a_bucket_too(client: Any, tmp_path: Path) -> None:
+    source = open_source(f"s3://{BUCKET}/photos")
+    pack(source, tmp_path / "threads", shard_samples=5)
+    pack(source, tmp_path / "processes", shard_samples=5, processes=2)
+    assert files(tmp_path / "threads") == files(tmp_path / "processes")
+
+
+@pytest.fixture
+def elsewhere(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Packed]:
+    """Packs from another machine: with a cache folder of its own, so that the local lock says nothing."""
+
+    def pack_elsewhere(**options: Any) -> Packed:
+        with monkeypatch.context() as there:
+            there.setenv("SSL_PIPELINES_CACHE", str(tmp_path / "elsewhere"))
+            return pack_images(images, shard_samples=1, **options)
+
+    return pack_elsewhere
+
+
+def before_upload(number: int, then: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have something happen while the n-th shard is about to be sent."""
+    original, count = s3.upload, 0
+
+    def upload(path: Path, location: S3Location, *, metadata: dict[str, str]) -> None:
+        nonlocal count
+        count += 1
+        if count == number:
+            then()
+        original(path, location, metadata=metadata)
+
+    monkeypatch.setattr(s3, "upload", upload)
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_another_machine_with_other_options_is_refused_while_one_packs(
+    number: int,
+    images: Path,
+    client: Any,
+    elsewhere: Callable[..., Packed],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refused: list[str] = []
+
+    def other() -> None:
+        with pytest.raises(UserError, match="holds the beginning of a data set of other images or options: wait") as it:
+            elsewhere(seed=1)
+        refused.append(str(it.value))
+
+    before_upload(number, other, monkeypatch)
+    packed = pack_images(images, shard_samples=1)
+    assert len(refused) == 1
+    for _, manifest in packed.parts.values():
+        verify_shards(manifest)
+    pack_images(images, tmp_path / "calm", shard_samples=1)
+    assert objects(OUT) == files(tmp_path / "calm")
+
+
+@pytest.mark.parametrize("until", ["end", "middle"])
+def test_who_began_at_the_same_time_with_other_options_is_refused_before_it_sends_a_shard(
+    until: str,
+    images: Path,
+    client: Any,
+    elsewhere: Callable[..., Packed],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, begun = BucketPlace.put, False
+
+    def put(self: BucketPlace, *arguments: Any) -> None:
+        nonlocal begun
+        if not begun:  # both saw an empty folder
+            begun = True
+            if until == "middle":
+                before_upload(3, broken_connection, monkeypatch)
+                with pytest.raises(UserError, match="it broke"):
+                    elsewhere()
+            else:
+                elsewhere()
+        original(self, *arguments)
+
+    def broken_connection() -> None:
+        raise UserError("it broke")
+
+    monkeypatch.setattr(BucketPlace, "put", put)
+    with pytest.raises(UserError, match="holds the beginning of a data set of other images or options"):
+        pack_images(images, shard_samples=1, seed=1)
+    elsewhere()
+    pack_images(images, tmp_path / "calm", shard_samples=1)
+    assert objects(OUT) == files(tmp_path / "calm")
+
+
+def test_two_machines_with_the_same_command_make_one_data_set(
+    images: Path, client: Any, elsewhere: Callable[..., Packed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_upload(5, elsewhere, monkeypatch)
+    pack_images(images, shard_samples=1)
+    pack_images(images, tmp_path / "calm", shard_samples=1)
+    assert objects(OUT) == files(tmp_path / "calm")
+
+
+def test_a_pack_that_sent_nothing_claims_nothing(images: Path, client: Any) -> None:
+    for path in images.rglob("*.jpg"):
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match="can be decoded"):
+        pack_images(images)
+    assert objects(OUT) == {}

@@ -55,7 +55,7 @@ def logged_source(folder: str, log: Path, *, waits_at: int = IMAGES + 1) -> Sour
 def pack_slowly(folder: str, output: str, log: str, waits_at: int) -> None:
     """The process that is killed; it waits for that from so many images on."""
     source = logged_source(folder, Path(log), waits_at=waits_at)
-    pack(source, Path(output), shard_samples=SHARD, val_fraction=0.2, threads=2)
+    pack(source, Path(output), shard_samples=SHARD, val_fraction=0.2, workers=2)
 
 
 def read_so_far(log: Path) -> list[str]:
@@ -152,7 +152,7 @@ def broken_off(images: Path, out: Path) -> None:
     source = open_source(str(images))
     last = replace(source.images[-1], read=fail)
     with pytest.raises(UserError, match=r"cannot be read \(Input/output error\): no data set was made"):
-        pack(replace(source, images=[*source.images[:-1], last]), out, shard_samples=1, threads=1)
+        pack(replace(source, images=[*source.images[:-1], last]), out, shard_samples=1, workers=1)
     assert list((out / ".packing").glob("*/*.json"))
 
 

@@ -72,10 +72,10 @@ def test_webdataset_reads_what_we_write(images: Path, tmp_path: Path) -> None:
 def test_the_same_input_gives_the_same_bytes(images: Path, tmp_path: Path) -> None:
     for path in images.rglob("*.jpg"):
         os.utime(path, (1, 1))
-    pack(open_source(str(images)), tmp_path / "one", threads=1)
+    pack(open_source(str(images)), tmp_path / "one", workers=1)
     for path in images.rglob("*.jpg"):
         os.utime(path, (99, 99))
-    pack(open_source(str(images)), tmp_path / "two", threads=8)
+    pack(open_source(str(images)), tmp_path / "two", workers=8)
     assert files(tmp_path / "one") == files(tmp_path / "two")
     pack(open_source(str(images)), tmp_path / "three", seed=1)
     assert files(tmp_path / "one") != files(tmp_path / "three")
