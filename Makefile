@@ -4,7 +4,11 @@
 PYTHON ?= python3
 STORE ?= demo/runs
 PORT ?= 5000
+WORKERS ?= 2
 BIN := .venv/bin
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+SERVERS := slow or s3
+CLUSTERS := ray or browser or chaos
 
 .PHONY: help install demo ui test lint clean
 help:
@@ -35,7 +39,8 @@ ui: install
 	  $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --backend-store-uri sqlite:///$(STORE)/mlflow.db --artifacts-destination $(STORE)/mlartifacts
 
-# By cost, and the first stage that fails ends it; tests/conftest.py does the same among tests.
+# By cost, and the first stage that fails ends it; tests/conftest.py does the same among a process's tests. Two processes
+# share the tests of a stage, by files: a run on Ray waits for one process after another to import torch, on one core.
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,7 +48,9 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not ($(SERVERS) or $(CLUSTERS))"
+	$(PYTEST) -m "($(SERVERS)) and not ($(CLUSTERS))"
+	$(PYTEST) -m "$(CLUSTERS)"
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -59,6 +59,14 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     return result
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Generator[None]:
+    """What a test runs in its own process may set torch's threads, as a worker does; the next test has one again."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""

@@ -39,9 +39,7 @@ class FlatGradients:
             self._buckets[-1] = self.buffer[bucket_start:stop]
             self._sizes[-1] += 1
             self._bucket_of[parameter] = len(self._buckets) - 1
-            parameter.register_post_accumulate_grad_hook(self._complete)
             start = stop
-        self._watching = False
         self._missing = list(self._sizes)
         self._sent = 0
         self._under_way: list[Pending] = []
@@ -53,18 +51,23 @@ class FlatGradients:
 
     @contextmanager
     def last_backward(self) -> Generator[None]:
-        """Within: the last backward pass of the step; a bucket whose gradients are complete goes on its way."""
-        self._watching = self._collectives.world > 1
+        """Within: the last backward pass of the step; a bucket whose gradients are complete goes on its way.
+
+        Its hooks are taken away again: one that stays keeps the parameters and the buffer in memory for ever, since
+        Python's garbage collector does not see the way through torch from a parameter to its hook and back.
+        """
+        watched = self._bucket_of if self._collectives.world > 1 else ()
+        hooks = [parameter.register_post_accumulate_grad_hook(self._complete) for parameter in watched]
         try:
             yield
         finally:
-            self._watching = False
+            for hook in hooks:
+                hook.remove()
 
     def _complete(self, parameter: Tensor) -> None:
-        if self._watching:
-            self._missing[self._bucket_of[parameter]] -= 1  # pyright: ignore[reportArgumentType] (it is a parameter)
-            while self._sent < len(self._buckets) and self._missing[self._sent] == 0:
-                self._send_next()
+        self._missing[self._bucket_of[parameter]] -= 1  # pyright: ignore[reportArgumentType] (it is a parameter)
+        while self._sent < len(self._buckets) and self._missing[self._sent] == 0:
+            self._send_next()
 
     def _send_next(self) -> None:
         self._under_way.append(self._collectives.start_sum_(self._buckets[self._sent]))

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,8 @@ def watch(process: "subprocess.Popen[bytes]", said: Said) -> None:
         for pid, command in family.items():
             if "gcs_server" in command or "raylet/raylet" in command:
                 said.environments |= set(variables(pid))
-        time.sleep(1.0)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
 
 
 def variables(pid: int) -> Iterator[bytes]:

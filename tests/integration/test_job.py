@@ -16,6 +16,7 @@ from cluster.process_tree import process_tree
 from ssl_core.train.saved_steps import saved_steps
 from tests.cluster.test_local import eventually, token_of
 
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]  # all of them: in one stage, they share one cluster
 SECRET = "s3cr3t-value-of-a-key"
 TINY = [
     *("experiment=simclr_digits", "train.audit=true", "train.log_every=1", "train.threads=1", "probe.every=null"),
@@ -72,7 +73,6 @@ def audited(run: Path, attempt: int) -> tuple[int, list[int]]:
     return json.loads(head)["first_step"], [json.loads(line)["step"] for line in lines]
 
 
-@pytest.mark.ray
 def test_what_the_cluster_says_is_what_the_commands_say(shell: Shell) -> None:
     status, said = shell.run("cluster.submit", "probe", "run=none", "storage=/nowhere", "id=bad")
     assert status == 2, said
@@ -88,8 +88,6 @@ def test_what_the_cluster_says_is_what_the_commands_say(shell: Shell) -> None:
     assert re.fullmatch(r"job: http://127\.0\.0\.1:\d+ refuses the token of RAY_AUTH_TOKEN \(403\): .*\n", said)
 
 
-@pytest.mark.ray
-@pytest.mark.chaos
 def test_a_killed_driver_is_submitted_again_and_the_run_goes_on(
     shell: Shell, cluster: LocalCluster, digits: Path, tmp_path: Path
 ) -> None:
@@ -119,8 +117,6 @@ def test_a_killed_driver_is_submitted_again_and_the_run_goes_on(
     assert [text for text in (said, listed, log) if SECRET in text or token in text] == []
 
 
-@pytest.mark.ray
-@pytest.mark.chaos
 def test_a_stopped_job_goes_on_where_it_stopped(shell: Shell, digits: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs/stopped"
     words = [*TINY, f"data.train={digits}/train", f"storage={tmp_path}/runs", "name=stopped", "train.steps=150"]

@@ -1,5 +1,7 @@
 """Flat gradients: views into one buffer that backward fills in place, with the parameters' own strides."""
 
+import gc
+import weakref
 from dataclasses import dataclass, field
 
 import pytest
@@ -51,6 +53,17 @@ def test_gradients_do_not_overlap() -> None:
     assert counts == [0, *(p.numel() for p in parameters)]
 
 
+def test_what_nobody_holds_is_freed() -> None:
+    parameters = list(network().parameters())
+    gradients = FlatGradients(parameters, collectives=TwoWorkers(world=2))
+    buffer = weakref.ref(gradients.buffer)
+    with gradients.last_backward():
+        pass
+    del parameters, gradients
+    gc.collect()
+    assert buffer() is None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TwoWorkers(Collectives):
     """Notes which parts of the buffer are sent when; the other worker has the same gradients."""
@@ -91,8 +104,9 @@ def test_buckets_are_sent_in_a_fixed_order_while_backward_runs(monkeypatch: pyte
     assert two.sent == ["half way"]  # not the last backward pass of the step
     two.sent.clear()
     gradients.zero_()
+    total = loss()
     with gradients.last_backward():
-        loss().backward()
+        total.backward()
     assert two.sent == ["half way"]  # the first bucket lacks `unused`, and the order is fixed
     gradients.sum_over_workers_()
     assert two.sent == ["half way", "0,7", "5", "15"]

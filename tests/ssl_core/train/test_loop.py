@@ -26,6 +26,7 @@ from ssl_core.train.saved_steps import CHECKPOINTS
 from ssl_core.train.saver import SaveConfig
 from ssl_core.train.step import StepConfig, TrainStep
 from ssl_core.views.recipes import recipe
+from tests.contract.tiny_runs import tiny_run
 
 PIXELS, STEPS, SAMPLES = 12, 9, 50  # 50 samples, batches of 16: three steps an epoch and a tail of two
 
@@ -65,7 +66,7 @@ def attempt(
     lanes = Lanes.cut(16, 4)
     encoder = build_encoder(VIT if name == "mae" else RESNET)
     views = recipe("simclr", image_size=PIXELS, views=1 if name == "mae" else 2)
-    method = build_method(name, METHODS[name].config(), encoder=encoder, recipe=views, seed=0)
+    method = build_method(name, tiny_run(name).method, encoder=encoder, recipe=views, seed=0)
     use_lane_batch_norm(as_module(method))
     step = TrainStep(
         method,
