@@ -133,6 +133,7 @@ def test_a_file_that_cannot_be_read_is_said_in_words(images: Path, tmp_path: Pat
 
 
 PROGRAM = """
+    import signal
     import sys
     from pathlib import Path
     from pipelines.console import run_command
@@ -145,6 +146,7 @@ PROGRAM = """
         pack(source, Path(sys.argv[2]), shard_samples=1, processes=2, done=lambda *_: print("on", flush=True))
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
         run_command("pack", "", main)
 """
 
@@ -164,7 +166,10 @@ def test_processes_end_with_the_command_at_once(images: Path, tmp_path: Path, ho
         pids = packing(command.pid)
         assert len(pids) == 2
         command.send_signal(how)
-        command.wait(3)
+        try:
+            command.wait(3)
+        finally:
+            command.kill()  # or leaving `with` waits for it
         end = time.monotonic() + 3
         while any(alive(pid) for pid in pids):
             assert time.monotonic() < end
