@@ -40,7 +40,7 @@ ui: install
 	  --backend-store-uri sqlite:///$(STORE)/mlflow.db --artifacts-destination $(STORE)/mlartifacts
 
 # By cost, and the first stage that fails ends it; tests/conftest.py does the same among a process's tests. Two processes
-# share the tests of a stage, by files: a run on Ray waits for one process after another to import torch, on one core.
+# share the tests of a stage, by files; those on Ray, which keep both cores busy by themselves, have the machine alone.
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,7 +50,7 @@ lint: install
 test: lint
 	$(PYTEST) -m "not ($(SERVERS) or $(CLUSTERS))"
 	$(PYTEST) -m "($(SERVERS)) and not ($(CLUSTERS))"
-	$(PYTEST) -m "$(CLUSTERS)"
+	$(BIN)/python -m pytest -m "$(CLUSTERS)"
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
