@@ -303,7 +303,7 @@ def test_processes_read_a_bucket_too(client: Any, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def elsewhere(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Packed]:
+def elsewhere(images: Path, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Packed]:
     """Packs from another machine: with a cache folder of its own, so that the local lock says nothing."""
 
     def pack_elsewhere(**options: Any) -> Packed:
@@ -312,6 +312,12 @@ def elsewhere(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             return pack_images(images, shard_samples=1, **options)
 
     return pack_elsewhere
+
+
+def assert_as_packed_alone(images: Path, folder: Path) -> None:
+    """What stands in the bucket is what one machine makes of the images."""
+    pack_images(images, folder, shard_samples=1)
+    assert objects(OUT) == files(folder)
 
 
 def before_upload(number: int, then: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,12 +336,7 @@ def before_upload(number: int, then: Callable[[], object], monkeypatch: pytest.M
 
 @pytest.mark.parametrize("number", [1, 5])
 def test_another_machine_with_other_options_is_refused_while_one_packs(
-    number: int,
-    images: Path,
-    client: Any,
-    elsewhere: Callable[..., Packed],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    number: int, images: Path, elsewhere: Callable[..., Packed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused: list[str] = []
 
@@ -349,18 +350,12 @@ def test_another_machine_with_other_options_is_refused_while_one_packs(
     assert len(refused) == 1
     for _, manifest in packed.parts.values():
         verify_shards(manifest)
-    pack_images(images, tmp_path / "calm", shard_samples=1)
-    assert objects(OUT) == files(tmp_path / "calm")
+    assert_as_packed_alone(images, tmp_path / "calm")
 
 
 @pytest.mark.parametrize("until", ["end", "middle"])
 def test_who_began_at_the_same_time_with_other_options_is_refused_before_it_sends_a_shard(
-    until: str,
-    images: Path,
-    client: Any,
-    elsewhere: Callable[..., Packed],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    until: str, images: Path, elsewhere: Callable[..., Packed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, begun = BucketPlace.put, False
 
@@ -383,17 +378,15 @@ def test_who_began_at_the_same_time_with_other_options_is_refused_before_it_send
     with pytest.raises(UserError, match="holds the beginning of a data set of other images or options"):
         pack_images(images, shard_samples=1, seed=1)
     elsewhere()
-    pack_images(images, tmp_path / "calm", shard_samples=1)
-    assert objects(OUT) == files(tmp_path / "calm")
+    assert_as_packed_alone(images, tmp_path / "calm")
 
 
 def test_two_machines_with_the_same_command_make_one_data_set(
-    images: Path, client: Any, elsewhere: Callable[..., Packed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, elsewhere: Callable[..., Packed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before_upload(5, elsewhere, monkeypatch)
     pack_images(images, shard_samples=1)
-    pack_images(images, tmp_path / "calm", shard_samples=1)
-    assert objects(OUT) == files(tmp_path / "calm")
+    assert_as_packed_alone(images, tmp_path / "calm")
 
 
 def test_a_pack_that_sent_nothing_claims_nothing(images: Path, client: Any) -> None:
