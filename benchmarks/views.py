@@ -33,7 +33,7 @@ from PIL import Image as Pillow
 
 from pipelines.worker import keep_freed_memory
 from ssl_core import rng
-from ssl_core.nn.standardise import standardised
+from ssl_core.nn.standardise import Standardise
 from ssl_core.torchvision_operators import declare_missing
 from ssl_core.views import CropConfig, CropRecipe
 from ssl_core.views.image import blur_kernel_size
@@ -95,12 +95,12 @@ def our_pipeline(config: CropConfig, *, standardise: bool = True) -> Pipeline:
         samples = np.arange(lane * LANE_SIZE, (lane + 1) * LANE_SIZE)
         return recipe.draw(rng.key(0, "views", 0, samples[:, None], views))
 
-    shift, scale = (torch.tensor(values) * 255 for values in (MEAN, STD))
+    to_floats = Standardise(MEAN, STD, dtype=torch.float32, device=torch.device("cpu"))
 
     def two_views(index: int, photo: bytes) -> Any:
         lane, sample = divmod(index, LANE_SIZE)
         (made,) = recipe(simplejpeg.decode_jpeg(photo), drawn(lane)[sample])
-        return standardised(torch.from_numpy(made), shift, scale) if standardise else made
+        return to_floats(torch.from_numpy(made)) if standardise else made
 
     return two_views
 

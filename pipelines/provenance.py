@@ -19,6 +19,7 @@ PACKAGES = (
     "torchvision",
     "timm",
     "numpy",
+    "numba",
     "ray",
     "mlflow",
     "simplejpeg",

@@ -28,7 +28,17 @@ if TYPE_CHECKING:
 
 COLUMN = "image"
 DISTRIBUTION = "ssl-pipelines"
-_REQUIREMENTS = ("mlflow", "numpy", "opencv-python-headless", "pillow", "safetensors", "simplejpeg", "timm", "torch")
+_REQUIREMENTS = (
+    "mlflow",
+    "numba",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "safetensors",
+    "simplejpeg",
+    "timm",
+    "torch",
+)
 
 
 class EmbeddingModel:

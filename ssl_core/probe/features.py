@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ssl_core.errors import UserError
 from ssl_core.export import LoadedEncoder
-from ssl_core.views.image import Box, crop_resize
+from ssl_core.views.image import Box
+from ssl_core.views.resize import crop_resize
 
 Pixels = NDArray[np.uint8]
 Precision = Literal["fp32", "bf16"]

@@ -26,7 +26,7 @@ from ssl_core.lanes import Lanes
 from ssl_core.methods.base import Method, StepInfo, as_module
 from ssl_core.nn.backbones import layer_scales
 from ssl_core.nn.lane_batch_norm import commit_statistics, lane_batch_norms, lane_groups, take_statistics
-from ssl_core.nn.standardise import standardised
+from ssl_core.nn.standardise import Standardise
 from ssl_core.optim import OptimConfig, build_optimizer, learning_rate
 from ssl_core.train.gradients import FlatGradients
 from ssl_core.train.profile import span
@@ -136,8 +136,7 @@ class TrainStep:
         self.optimizer = build_optimizer(optim, parameters, rate_scales=scales)
         self._gradients = FlatGradients(parameters, collectives=collectives)
         self._embed = torch.compile(method.embed, dynamic=False) if config.compile else method.embed
-        self._shift = torch.tensor(config.mean, dtype=self._dtype, device=device) * 255
-        self._scale = torch.tensor(config.std, dtype=self._dtype, device=device) * 255
+        self._standardise = Standardise(config.mean, config.std, dtype=self._dtype, device=device)
         self._finite = torch.ones((), dtype=torch.bool, device=device)
 
     def __call__(self, batch: LaneBatch, *, signals: Sequence[float] = ()) -> PendingStep:
@@ -302,7 +301,7 @@ class TrainStep:
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """uint8 [L, V, b, H, W, K] to standardised float [L · V · b, K, H, W], channels last in memory."""
-        return standardised(pixels.flatten(0, 2), self._shift, self._scale).permute(0, 3, 1, 2)
+        return self._standardise(pixels.flatten(0, 2)).permute(0, 3, 1, 2)
 
     def _loss_and_row_gradients(self, own: Mapping[str, Tensor]) -> tuple[Tensor, GlobalRows, dict[str, Tensor]]:
         """This worker's part of the loss, the global rows, and the whole loss's gradient on own rows."""

@@ -6,6 +6,7 @@ so a new parameter moves none of the others; all are known before a pixel is tou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from math import exp, floor, log, sqrt
 from typing import Any, Literal, NamedTuple
@@ -21,11 +22,11 @@ from ssl_core.views.image import (
     Interpolation,
     blur,
     blur_kernel_size,
-    crop_resize,
     flip,
     pad_crop,
     solarise,
 )
+from ssl_core.views.resize import crop_resize
 
 CROP_TRIES = 10
 JITTER_ORDERS: tuple[tuple[ColorName, ...], ...] = tuple(permutations(("brightness", "contrast", "saturation", "hue")))
@@ -175,9 +176,7 @@ def render(image: Image, config: ViewConfig, parameters: ViewParameters) -> Imag
     Returns:
         uint8 [size, size, C].
     """
-    view = _cropped(image, config, parameters.box)
-    if parameters.flip:
-        view = flip(view)
+    view = _cropped(image, config, parameters.box, mirrored=parameters.flip)
     view = adjust_colors(view, parameters.colors)
     if parameters.sigma is not None:
         view = blur(view, sigma=parameters.sigma, kernel_size=blur_kernel_size(config.size))
@@ -237,16 +236,14 @@ def _padded_box(config: ViewConfig, numbers: Sequence[float], height: int, width
     return Box(top - config.padding, left - config.padding, config.size, config.size)
 
 
-def _cropped(image: Image, config: ViewConfig, box: Box) -> Image:
+def _cropped(image: Image, config: ViewConfig, box: Box, *, mirrored: bool) -> Image:
+    size = config.size
+    resize = partial(crop_resize, height=size, width=size, interpolation=config.interpolation)
+    if config.crop == "resized":
+        return resize(image, box, mirrored=mirrored)
     height, width = image.shape[:2]
-    if config.crop == "padded":
-        if (height, width) != (config.size, config.size):
-            side = min(height, width)
-            square = Box((height - side) // 2, (width - side) // 2, side, side)
-            image = _resized(image, config, square)
-        return pad_crop(image, box)
-    return _resized(image, config, box)
-
-
-def _resized(image: Image, config: ViewConfig, box: Box) -> Image:
-    return crop_resize(image, box, height=config.size, width=config.size, interpolation=config.interpolation)
+    if (height, width) != (size, size):
+        side = min(height, width)
+        image = resize(image, Box((height - side) // 2, (width - side) // 2, side, side))
+    view = pad_crop(image, box)
+    return flip(view) if mirrored else view

@@ -42,8 +42,7 @@ OURS: dict[str, Callable[[Image, float], Image]] = {
 
 def reference(image: Image, steps: list[ColorStep]) -> Image:
     """torchvision's result in levels of 255, not rounded: float64 [H, W, C]."""
-    white = 255.0 if image.dtype == np.uint8 else 1.0
-    tensor = torch.from_numpy(image).permute(2, 0, 1).double() / white
+    tensor = torch.from_numpy(image).permute(2, 0, 1).double() / 255
     for name, amount in steps:
         tensor = REFERENCE[name](tensor, amount)
     return tensor.permute(1, 2, 0).numpy() * 255
@@ -88,16 +87,7 @@ def test_grey_is_torchvisions_within_rounding(noise: Image, photos: list[Image])
 @pytest.mark.parametrize("seed", range(60))
 def test_a_sequence_is_torchvisions_sequence_rounded_once(noise: Image, seed: int) -> None:
     steps = random_steps(seed)
-    assert np.abs(adjust_colors(noise, steps) - reference(noise, steps)).max() <= 0.6
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_float_images_lie_between_0_and_1(noise: Image, seed: int) -> None:
-    image = noise.astype(np.float32) / 255
-    steps = random_steps(seed)
-    made = adjust_colors(image, steps)
-    assert made.dtype == np.float32
-    assert np.abs(made * 255.0 - reference(image, steps)).max() <= 0.05
+    assert np.abs(adjust_colors(noise, steps) - reference(noise, steps)).max() <= 0.51
 
 
 def test_consecutive_factors_below_one_do_not_hide_a_clamp_before_them(noise: Image) -> None:
@@ -131,7 +121,7 @@ def test_four_channels_have_brightness_and_contrast_only() -> None:
 
 
 def test_the_input_is_left_alone(noise: Image) -> None:
-    for image in (noise, noise[..., :1].copy(), noise.astype(np.float32) / 255):
+    for image in (noise, noise[..., :1].copy()):
         before = image.copy()
         adjust_colors(image, random_steps(7))
         assert (image == before).all()
