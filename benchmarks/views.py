@@ -236,7 +236,9 @@ def seconds(run: Pipeline, photos: Sequence[bytes], indices: Iterable[int]) -> f
 def compare(photos: Sequence[bytes], size: int, rounds: int) -> None:
     """Time them on the same chunks and print a line each."""
     contestants = pipelines_for(CropConfig(image_size=size))
-    per_image = {name: seconds(run, photos, range(8)) / 8 for name, run in contestants.items()}  # also warms up
+    for run in contestants.values():
+        seconds(run, photos, range(8))  # imports, compiled code, memory
+    per_image = {name: seconds(run, photos, range(8)) / 8 for name, run in contestants.items()}
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for index in range(rounds):
         for name, run in contestants.items():
