@@ -38,6 +38,7 @@ from ssl_core.storage.cache import CacheConfig, ObjectCache
 from ssl_core.storage.local import CACHE_VARIABLE
 
 BATCH = 512
+SMALL = 10_000  # bytes of a file whose image is small, and like all others in size
 PART_BYTES, THREADS = 8 << 20, 8  # as ours
 Pass = Callable[[], int]
 
@@ -59,13 +60,14 @@ def our_bytes(reader: Reader) -> int:
 
 
 def our_pixels(reader: Reader) -> int:
-    """Every sample decoded; images of one size in one tensor a batch, else a tensor each."""
+    """Small images are stacked, a batch a tensor; of larger ones each is a tensor that is dropped at once."""
     total = 0
     for positions in batches(reader.manifest):
-        images = [reader.image(position) for position in positions.tolist()]
-        alike = len({image.shape for image in images}) == 1
-        tensors = [torch.from_numpy(np.stack(images))] if alike else [torch.from_numpy(image) for image in images]
-        total += sum(len(tensor) for tensor in tensors)
+        images = map(reader.image, positions.tolist())
+        if reader.manifest.num_bytes < SMALL * reader.manifest.num_samples:
+            total += len(torch.from_numpy(np.stack(list(images))))
+        else:
+            total += sum(len(torch.from_numpy(image)) > 0 for image in images)
     return total
 
 

@@ -1,8 +1,8 @@
 """From the order to pixels: the lane batches of the coming steps, made ahead in threads or in other processes.
 
 A batch is a pure function of its step, so there is no loader state to save, and who makes it changes nothing. JPEG
-decoding and OpenCV release the interpreter lock, the Python around them does not: threads suit a few cores, processes
-many. Both end with the stream.
+decoding, OpenCV and compiled loops release the interpreter lock, the Python around them does not: threads suit a few
+cores, processes many. Both end with the stream.
 """
 
 from collections import deque

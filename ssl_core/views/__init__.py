@@ -1,6 +1,6 @@
 """How a sample becomes views: operators on images, the distributions of their parameters, and the papers' recipes.
 
-NumPy and OpenCV on the CPU. All of it is a pure function of pixels and keys; OpenCV's own threads
+Compiled loops and OpenCV on the CPU. All of it is a pure function of pixels and keys; OpenCV's own threads
 (`cv2.setNumThreads`) change no result, but a loader with threads of its own is faster without them.
 """
 

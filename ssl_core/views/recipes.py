@@ -15,7 +15,7 @@ from ssl_core.errors import UserError
 from ssl_core.views.image import Image, Interpolation
 from ssl_core.views.view import NUM_DRAWS, ViewConfig, parameters_from, render
 
-MAX_CHANNELS = 4  # OpenCV's limit for averaging blocks of pixels
+MAX_CHANNELS = 4  # OpenCV's limit for transposing
 _NO_COLORS: dict[str, Any] = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarise": 0.0}
 SMALL_IMAGE = 64  # pixels; up to this size SimCLR's CIFAR settings hold (arXiv 2002.05709, appendix B.9)
 

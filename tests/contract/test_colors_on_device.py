@@ -1,6 +1,5 @@
 """Colours given on the device: the views are the loader's, whatever worker sees them, in however many pieces."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,7 @@ Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def losses_of(collectives: Collectives, name: str, micro_batch: int | None, on_device: bool) -> Vector:
-    run = tiny_run(name)
-    run = replace(run, optim=replace(run.optim, base_rate=1e-4))  # large steps multiply rounding
-    step, loader = build(run, collectives, micro_batch=micro_batch, colors_on_device=on_device)
+    step, loader = build(tiny_run(name), collectives, micro_batch=micro_batch, colors_on_device=on_device)
     return np.asarray([step(batch).result().loss for batch in loader.stream(0, STEPS)])
 
 

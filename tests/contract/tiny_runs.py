@@ -19,7 +19,7 @@ from ssl_core.lanes import Lanes
 from ssl_core.methods import METHODS, build_method
 from ssl_core.methods.base import as_module
 from ssl_core.nn.backbones import ModelConfig, build_encoder, checkpoint_activations
-from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
+from ssl_core.nn.lane_batch_norm import lane_batch_norms, use_lane_batch_norm
 from ssl_core.optim import OptimConfig
 from ssl_core.train.step import Precision, StepConfig, TrainStep
 from ssl_core.views.batched_colors import BatchedColors
@@ -113,6 +113,8 @@ def build(
         checkpoint_activations(encoder)
     method = build_method(run.name, run.method, encoder=encoder, recipe=CropRecipe.of(run.views), seed=SEED)
     use_lane_batch_norm(as_module(method), everyone=collectives if global_batch_norm else None)
+    for norm in lane_batch_norms(as_module(method)):
+        norm.eps = 0.1  # of two samples that are nearly alike the usual 1e-5 would make ±1, and of rounding, gradients
     config = StepConfig(
         total_steps=total_steps,
         seed=SEED,
