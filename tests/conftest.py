@@ -27,7 +27,7 @@ os.environ |= {
     # what a test stores, it stores in its own folder
     "AWS_EC2_METADATA_DISABLED": "true",
     # but for machine code, which each test would compile anew
-    "NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR") or str(Path.home() / ".cache" / "ssl-pipelines" / "compiled"),
+    "NUMBA_CACHE_DIR": str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled"),
 }
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "RAY_ADDRESS", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
     os.environ.pop(name, None)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ssl_core.views.compiled import compiled
+from ssl_core.views.compiled import compiled, kept
 from ssl_core.views.image import Image
 
 ColorName = Literal["brightness", "contrast", "saturation", "hue", "grey"]
@@ -101,32 +101,35 @@ def _adjust_levels(image: Image, steps: Sequence[ColorStep]) -> Image:
     return np.rint(levels).astype(np.uint8)
 
 
-@compiled
+@kept
 def _adjust(pixels: Image, program: Image, adjusted: Image) -> None:
-    """Write uint8 [3·N] → uint8 [3·N]."""
-    red, green, blue = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    """Write what a program makes of uint8 [3·N] to uint8 [3·N]."""
+    planes = np.empty((3, _BLOCK), np.float32)
     for start in range(0, len(pixels), 3 * _BLOCK):
-        block = pixels[start : start + 3 * _BLOCK]
-        count = len(block) // 3
-        r, g, b = red[:count], green[:count], blue[:count]
-        _split(block, r, g, b)
-        _apply(program, r, g, b)
+        r, g, b = _block(pixels, start, program, planes)
         _merge(r, g, b, adjusted[start : start + 3 * _BLOCK])
 
 
-@compiled
+@kept
 def _mean_luma(pixels: Image, program: Image) -> float:
     """Mean luma of what a program makes of uint8 [3·N]."""
-    red, green, blue = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    planes = np.empty((3, _BLOCK), np.float32)
     total = 0.0
     for start in range(0, len(pixels), 3 * _BLOCK):
-        block = pixels[start : start + 3 * _BLOCK]
-        count = len(block) // 3
-        r, g, b = red[:count], green[:count], blue[:count]
-        _split(block, r, g, b)
-        _apply(program, r, g, b)
+        r, g, b = _block(pixels, start, program, planes)
         total += _sum_luma(r, g, b)
     return total / (len(pixels) // 3)
+
+
+@compiled
+def _block(pixels: Image, start: int, program: Image, planes: Image) -> tuple[Image, Image, Image]:
+    """What a program makes of the block that starts there: planes of float32 [n ≤ _BLOCK]."""
+    block = pixels[start : start + 3 * _BLOCK]
+    count = len(block) // 3
+    r, g, b = planes[0, :count], planes[1, :count], planes[2, :count]
+    _split(block, r, g, b)
+    _apply(program, r, g, b)
+    return r, g, b
 
 
 @compiled

@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ssl_core.views.compiled import compiled
+from ssl_core.views.compiled import compiled, kept
 from ssl_core.views.image import Box, Image, Interpolation
 
 _REACH = {"bilinear": 1, "bicubic": 2}  # half the width of the kernel, in pixels of the smaller image
@@ -101,7 +101,7 @@ def _cubic(x: Image) -> Image:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-@compiled
+@kept
 def _sum_rows(image: Image, top: int, left: int, first: Image, weights: Image, result: Image) -> None:
     """Write Σ weights[y, k] · image[top + first[y] + k, left …] to result[y]; two rows of the image at a time."""
     count, terms, bottom = result.shape[1], weights.shape[1], len(image) - 1

@@ -38,10 +38,11 @@ RESNET = ModelConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class Tiny:
-    """What differs from the method's YAML: keys of the command line, and the encoder."""
+    """What differs from the method's YAML: keys of the command line, the encoder, and the epsilon of BatchNorm."""
 
     overrides: tuple[str, ...] = ()
     model: ModelConfig = RESNET
+    norm_eps: float = 1e-5
 
 
 VIT = ModelConfig(
@@ -52,8 +53,11 @@ VIT = ModelConfig(
 OVERRIDES: dict[str, Tiny] = {
     "simclr": Tiny(overrides=("method.projector=[16,8]",)),
     "moco": Tiny(overrides=("method.projector=[16,8]", "method.queue=37", "method.momentum=0.9")),
-    # SGD: BatchNorm over a lane of two gives ±1 whatever it sees; Adam would turn that gradient's rounding into steps
-    "moco_v3": Tiny(overrides=("method.projector=[16,16,8]", "method.predictor=[16,8]", "optim.name=sgd"), model=VIT),
+    # SGD: BatchNorm over a lane of two gives ±1 whatever it sees; Adam would turn that gradient's rounding into steps.
+    # Where the two are nearly alike the usual epsilon multiplies rounding a million times.
+    "moco_v3": Tiny(
+        overrides=("method.projector=[16,16,8]", "method.predictor=[16,8]", "optim.name=sgd"), model=VIT, norm_eps=0.1
+    ),
     "mae": Tiny(overrides=("method.decoder_width=16", "method.decoder_depth=1", "method.decoder_heads=2"), model=VIT),
 }
 
@@ -67,6 +71,7 @@ class TinyRun:
     method: Any
     views: CropConfig
     optim: OptimConfig
+    norm_eps: float
 
 
 @cache
@@ -83,6 +88,7 @@ def tiny_run(name: str) -> TinyRun:
         method=method,
         views=typed(CropConfig, views, "views."),
         optim=typed(OptimConfig, {**values["optim"], "base_rate": 4.0}, "optim."),
+        norm_eps=tiny.norm_eps,
     )
 
 
@@ -114,7 +120,7 @@ def build(
     method = build_method(run.name, run.method, encoder=encoder, recipe=CropRecipe.of(run.views), seed=SEED)
     use_lane_batch_norm(as_module(method), everyone=collectives if global_batch_norm else None)
     for norm in lane_batch_norms(as_module(method)):
-        norm.eps = 0.1  # of two samples that are nearly alike the usual 1e-5 would make ±1, and of rounding, gradients
+        norm.eps = run.norm_eps
     config = StepConfig(
         total_steps=total_steps,
         seed=SEED,

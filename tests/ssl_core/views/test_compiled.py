@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from ssl_core.views import compiled as module
-from ssl_core.views.compiled import OPTIONS, code_folder, compiled
+from ssl_core.views.compiled import OPTIONS, code_folder
 
 _VIEWS = """
 import hashlib
@@ -29,26 +30,83 @@ print(digest.hexdigest())
 """
 
 
-def test_code_that_cannot_be_kept_is_compiled_all_the_same() -> None:
-    made: dict[str, Callable[[np.ndarray], float]] = {}
-    exec("def total(x):\n    return x.sum()", made)  # Numba keeps no code of functions without a file
-    assert compiled(made["total"])(np.arange(4.0)) == 6.0
+_LOOPS = """
+from ssl_core.views.compiled import compiled, kept
+
+@compiled
+def part(x):
+    return x * {factor}
+
+@kept
+def total(x):
+    return part(x.sum())
+"""
 
 
-def test_code_is_kept_apart_by_file_options_and_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config: Any = module.config
-    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+def total(source: Path, factor: int) -> Callable[[np.ndarray], float]:
+    """A function of a module of its own, as a new process finds it."""
+    source.write_text(_LOOPS.format(factor=factor))
+    made: dict[str, Any] = {}
+    exec(compile(source.read_text(), str(source), "exec"), made)
+    return made["total"]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that code is kept in."""
+    monkeypatch.setattr(module.config, "CACHE_DIR", str(tmp_path / "code"))
+    return tmp_path / "code"
+
+
+def test_nothing_is_written_before_the_first_call(tmp_path: Path, root: Path) -> None:
+    made = total(tmp_path / "loops.py", 2)
+    assert not root.exists()
+    assert made(np.arange(4.0)) == 12.0
+    assert len(list(root.rglob("*.nbc"))) == 1
+
+
+def test_another_process_loads_what_is_kept(tmp_path: Path, root: Path) -> None:
+    total(tmp_path / "loops.py", 2)(np.arange(4.0))
+    (code,) = root.rglob("*.nbc")
+    written = code.stat().st_mtime_ns
+    assert total(tmp_path / "loops.py", 2)(np.arange(4.0)) == 12.0
+    assert code.stat().st_mtime_ns == written
+
+
+def test_a_changed_part_changes_the_whole(tmp_path: Path, root: Path) -> None:
+    assert total(tmp_path / "loops.py", 2)(np.arange(4.0)) == 12.0
+    assert total(tmp_path / "loops.py", 3)(np.arange(4.0)) == 18.0
+
+
+@pytest.mark.parametrize("kind", ["*.nbi", "*.nbc"])
+def test_a_file_that_was_cut_is_made_anew(tmp_path: Path, root: Path, kind: str) -> None:
+    total(tmp_path / "loops.py", 2)(np.arange(4.0))
+    (cut,) = root.rglob(kind)
+    cut.write_bytes(b"")
+    assert total(tmp_path / "loops.py", 2)(np.arange(4.0)) == 12.0
+    assert not cut.exists()
+    assert total(tmp_path / "loops.py", 2)(np.arange(4.0)) == 12.0
+    assert cut.stat().st_size > 0
+
+
+def test_code_that_cannot_be_kept_is_compiled_all_the_same(tmp_path: Path, root: Path) -> None:
+    root.write_text("a file where the folder should be")
+    assert total(tmp_path / "loops.py", 2)(np.arange(4.0)) == 12.0
+    assert not list(tmp_path.rglob("*.nbc"))
+
+
+def test_code_is_kept_apart_by_file_options_and_processor(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tmp_path / "loops.py"
-    source.write_text("one")
-    folders = {code_folder(source)}
-    source.write_text("two")
-    folders.add(code_folder(source))
+    folders = {code_folder(unwrap(total(source, 2)))}
+    folders.add(code_folder(unwrap(total(source, 3))))
     monkeypatch.setattr(module, "OPTIONS", {**OPTIONS, "fastmath": {"contract"}})
-    folders.add(code_folder(source))
-    monkeypatch.setattr(config, "CPU_NAME", "generic")
-    folders.add(code_folder(source))
+    folders.add(code_folder(unwrap(total(source, 3))))
+    monkeypatch.setattr(module.config, "CPU_NAME", "generic")
+    folders.add(code_folder(unwrap(total(source, 3))))
     assert len(folders) == 4
-    assert {folder.parent for folder in folders} == {tmp_path}
+    assert {folder.parent for folder in folders} == {root}
 
 
 @pytest.mark.slow

@@ -40,6 +40,14 @@ def test_resizing_is_torchvisions(
             assert np.abs(made - reference(photo, box, size, size, interpolation)).max() <= tolerance
 
 
+def test_a_fine_pattern_is_averaged_and_not_sampled() -> None:
+    stripes = np.zeros((90, 90, 3), np.uint8)
+    stripes[:, ::2] = 255
+    made = crop_resize(stripes, Box(0, 0, 90, 90), height=30, width=30)
+    assert made[:, 2:-2].min() >= 100
+    assert made[:, 2:-2].max() <= 155
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_equal_sizes_are_copied(noise: Image, interpolation: Interpolation) -> None:
     made = crop_resize(noise, Box(3, 4, 20, 30), height=20, width=30, interpolation=interpolation)
