@@ -30,6 +30,7 @@ from ssl_core.nn.standardise import Standardise
 from ssl_core.optim import OptimConfig, build_optimizer, learning_rate
 from ssl_core.train.gradients import FlatGradients
 from ssl_core.train.profile import span
+from ssl_core.train.uploads import Uploads
 from ssl_core.types import GlobalRows, LaneBatch, StepResult, ViewBatch
 from ssl_core.views.batched_colors import BatchedColors
 
@@ -138,6 +139,7 @@ class TrainStep:
         self._embed = torch.compile(method.embed, dynamic=False) if config.compile else method.embed
         self._standardise = Standardise(config.mean, config.std, dtype=self._dtype, device=device)
         self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._upload = Uploads(device)
 
     def __call__(self, batch: LaneBatch, *, signals: Sequence[float] = ()) -> PendingStep:
         """Take one step.
@@ -205,12 +207,9 @@ class TrainStep:
         return torch.autocast(self._device.type, torch.bfloat16) if self._config.precision == "bf16" else nullcontext()
 
     def _on_device(self, batch: LaneBatch) -> _DeviceBatch:
-        def moved(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values).to(self._device, non_blocking=True)
-
         with span("to device"):
-            draws = moved(batch.draws)
-            groups = {name: moved(pixels) for name, pixels in batch.groups.items()}
+            draws = self._upload(batch.draws)
+            groups = {name: self._upload(pixels) for name, pixels in batch.groups.items()}
         if self._colors is not None:
             with span("colours"):
                 groups = self._colors(groups, epoch=batch.epoch, draws=batch.draws)

@@ -41,7 +41,7 @@ class Trained:
 
 def flat_state(step: TrainStep) -> Vector:
     tensors = [one for name, one in step.module.state_dict().items() if not name.endswith("num_batches_tracked")]
-    return np.concatenate([one.double().numpy().ravel() for one in tensors])
+    return np.concatenate([one.double().cpu().numpy().ravel() for one in tensors])
 
 
 def train(
@@ -50,10 +50,16 @@ def train(
     precision: Precision,
     micro_batch: int | None,
     global_batch_norm: bool = False,
+    device: str = "cpu",
 ) -> Trained:
     with patch.object(gradients, "_BUCKET_BYTES", 4096):  # many buckets, of one parameter and of several
         step, loader = build(
-            run, collectives, precision=precision, micro_batch=micro_batch, global_batch_norm=global_batch_norm
+            run,
+            collectives,
+            precision=precision,
+            micro_batch=micro_batch,
+            global_batch_norm=global_batch_norm,
+            device=device,
         )
     parameters = [p for p in step.module.parameters() if p.requires_grad]
     losses: list[float] = []
@@ -61,7 +67,7 @@ def train(
     for batch in loader.stream(0, STEPS):
         losses.append(step(batch).result().loss)
         if batch.step == 0:
-            gradient = np.concatenate([p.grad.double().numpy().ravel() for p in parameters if p.grad is not None])
+            gradient = np.concatenate([p.grad.double().cpu().numpy().ravel() for p in parameters if p.grad is not None])
     state = flat_state(step)
     return Trained(losses=np.asarray(losses), gradient=gradient, state=state)
 
@@ -182,6 +188,28 @@ def test_float32_gradient_of_the_first_step(
     for found in pool.run(3, train, tiny_run(name), "fp32", 2 * LANE):
         assert relative_error(found.losses[:1], expected.losses[:1]) <= 1e-5
         assert relative_error(found.gradient, expected.gradient) <= 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("micro_batch", [None, 2 * LANE])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_gpu_takes_the_same_steps(
+    alone: Callable[[str, Precision], Trained], name: str, micro_batch: int | None
+) -> None:
+    expected = alone(name, "fp64")
+    found = train(Collectives(), tiny_run(name), "fp64", micro_batch, device="cuda")
+    assert relative_error(found.gradient, expected.gradient) <= 1e-9
+    assert relative_error(found.losses, expected.losses) <= 1e-9
+    assert relative_error(found.state, expected.state) <= 1e-9
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", METHODS)
+def test_float32_gradient_of_the_first_step_on_a_gpu(alone: Callable[[str, Precision], Trained], name: str) -> None:
+    expected = alone(name, "fp64")
+    found = train(Collectives(), tiny_run(name), "fp32", None, device="cuda")
+    assert relative_error(found.losses[:1], expected.losses[:1]) <= 1e-5
+    assert relative_error(found.gradient, expected.gradient) <= 1e-4
 
 
 @pytest.mark.parametrize("name", METHODS)

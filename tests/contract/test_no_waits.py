@@ -3,7 +3,7 @@
 Counted on the CPU, where such operations are the same ones and cost nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_core.collectives import Collectives
 from ssl_core.methods import METHODS
+from ssl_core.train.step import Precision
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "aten.equal", "is_nonzero", "repeat_interleave")
 READS = ("item", "tolist", "numpy", "cpu")
@@ -72,3 +73,37 @@ def test_the_count_sees_what_waits() -> None:
         float(x[1])
         x[x > 1].sum()
     assert [name.split(".")[1] for name in waits.seen] == ["_local_scalar_dense", "index"]
+
+
+@pytest.fixture
+def no_waits() -> Generator[None]:
+    """Within: what waits for the GPU raises."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode(mode)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("micro_batch", [None, GLOBAL_BATCH // 4])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_does_not_wait_for_the_gpu(
+    request: pytest.FixtureRequest, name: str, micro_batch: int | None, precision: Precision
+) -> None:
+    step, loader = build(
+        tiny_run(name),
+        Collectives(),
+        precision=precision,
+        micro_batch=micro_batch,
+        colors_on_device=True,
+        device="cuda",
+    )
+    first, second, third = loader.stream(0, 3)
+    for batch in (first, second):  # the optimiser makes its state
+        step(batch).result()
+    request.getfixturevalue("no_waits")
+    pending = step(third)
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        torch.ones(1, device="cuda").item()
+    assert pending.result().finite

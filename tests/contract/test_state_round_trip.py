@@ -27,16 +27,19 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     )
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_put_back_from_files_goes_on_to_the_bit(tmp_path: Path, name: str, precision: Precision) -> None:
-    step, loader = build(tiny_run(name), Collectives(), precision=precision)
+def test_a_run_put_back_from_files_goes_on_to_the_bit(
+    tmp_path: Path, name: str, precision: Precision, device: str
+) -> None:
+    step, loader = build(tiny_run(name), Collectives(), precision=precision, device=device)
     batches = list(loader.stream(0, 6))
     for batch in batches[:3]:
         step(batch)
     model, optimizer = step.module.state_dict(), step.optimizer_state()
     CheckpointStore(tmp_path).save(Checkpoint(step=3, model=model, optimizer=optimizer, state={}))
-    resumed, _ = build(tiny_run(name), Collectives(), precision=precision)
+    resumed, _ = build(tiny_run(name), Collectives(), precision=precision, device=device)
     assert not same(everything(resumed), everything(step))
     found, _ = CheckpointStore(tmp_path).newest_readable()
     assert found is not None

@@ -111,6 +111,7 @@ def build(
     global_batch_norm: bool = False,
     checkpointed: bool = False,
     colors_on_device: bool = False,
+    device: str = "cpu",
 ) -> tuple[TrainStep, LaneLoader]:
     """The step and the batches of one worker."""
     lanes = Lanes.cut(global_batch, NUM_LANES, rank=collectives.rank, world=collectives.world)
@@ -129,12 +130,17 @@ def build(
         mean=(0.5, 0.4, 0.3),
         std=(0.2, 0.3, 0.25),
     )
-    device = torch.device("cpu")
     recipe, colors = CropRecipe.of(run.views), None
     if colors_on_device:
         recipe, colors = recipe.crops_only(), BatchedColors(recipe.layout, seed=SEED)
     step = TrainStep(
-        method, config, optim=run.optim, lanes=lanes, collectives=collectives, device=device, colors=colors
+        method,
+        config,
+        optim=run.optim,
+        lanes=lanes,
+        collectives=collectives,
+        device=torch.device(device),
+        colors=colors,
     )
     shards = SHARD_SAMPLES * (global_batch // GLOBAL_BATCH)
     schedule = Schedule(shard_samples=shards, seed=SEED, block=20, lanes=lanes)

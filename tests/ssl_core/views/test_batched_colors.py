@@ -133,6 +133,16 @@ def test_crops_then_colours_are_the_loaders_views(photos: list[Image], name: str
         assert distance.mean() <= 0.05
 
 
+@pytest.mark.gpu
+def test_a_gpu_makes_the_same_views(photos: list[Image]) -> None:
+    pixels = torch.from_numpy(np.stack([photos[0][:96, :96]] * 200)).view(2, 1, 100, 96, 96, 3)
+    colors, draws = BatchedColors({"views": (EVERYTHING,)}, seed=SEED), np.arange(200).reshape(2, 100)
+    here = colors({"views": pixels}, epoch=0, draws=draws)["views"].int()
+    there = colors({"views": pixels.cuda()}, epoch=0, draws=draws)["views"].cpu().int()
+    assert (here - there).abs().max() <= 1  # sums in another order, then rounded
+    assert (here != there).float().mean() < 1e-3
+
+
 def test_pieces_of_a_batch_change_nothing(photos: list[Image], monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.from_numpy(np.stack([photos[0][:64, :64]] * 5))[None, None]
     colors = BatchedColors({"views": (EVERYTHING,)}, seed=SEED)
