@@ -24,7 +24,7 @@ class DataConfig:
     block: int = 8192
     max_bad: int | float = 0.001
     threads: int = 1
-    processes: int = 0
+    processes: int | None = None
     colors: Literal["loader", "device"] | None = None
     cache: str | None = None
     cache_gb: float = 100.0
@@ -32,8 +32,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Refuse what no loader can do."""
         for name, least in (("threads", 1), ("processes", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"data.{name}={getattr(self, name)}: use at least {least}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"data.{name}={value}: use at least {least}")
 
     @property
     def shard_cache(self) -> CacheConfig:

@@ -4,6 +4,8 @@
 """
 
 import ctypes
+import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +88,7 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
         recipe,
         plan.schedule,
         threads=data.threads,
-        processes=data.processes,
+        processes=loader_processes(data.processes, context),
         prepare=reader.prepare if plan.train_data.bucket_shards else None,
         prepare_ahead=steps_to_prepare(plan),
     )
@@ -96,6 +98,14 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
         with writable(context.folder):
             save_encoder(Path(job.folder) / EXPORT, method.encoder, plan.export)
     return result
+
+
+def loader_processes(asked: int | None, context: RunContext) -> int:
+    """As many as asked for; or with a GPU one for each of the cores that are this worker's, but for its own."""
+    if asked is not None or context.device.type == "cpu":
+        return asked or 0
+    nodes = context.collectives.gather_objects(socket.gethostname())
+    return max(1, (os.cpu_count() or 1) // nodes.count(nodes[context.collectives.rank]) - 1)
 
 
 def online_knn(plan: Plan, context: RunContext) -> OnlineKNN | None:

@@ -4,18 +4,21 @@ Or the whole global batch at once, where `use_lane_batch_norm` is given the work
 
 Shapes: N rows = lanes · rows a lane, rows lie lane-major; F features; L lanes of B rows.
 
-In general the native kernel runs on each lane's contiguous rows and writes into one output; the obvious `var_mean` over
-a [L, B, F, …] view is several times slower on a CPU. With lanes seen as samples and features as groups the layer
-is a group norm (Wu and He, arXiv 1803.08494): one call, nothing to join. Compilers make better code of that; the CPU's
-kernel for it is faster in bf16 (`benchmarks/batch_norm.py`), but sums squares in float32, too coarse for float32 data.
+On a GPU all lanes share a launch (`ssl_core.nn.lane_kernels`). Otherwise the native kernel runs on each lane's
+contiguous rows and writes into one output; the obvious `var_mean` over a [L, B, F, …] view is several times slower on a
+CPU. With lanes seen as samples and features as groups the layer is a group norm (Wu and He, arXiv 1803.08494): one
+call, nothing to join. Compilers make better code of that; the CPU's kernel for it is faster in bf16
+(`benchmarks/batch_norm.py`), but sums squares in float32, too coarse for float32 data.
 
 Running statistics are not touched in forward: the layer records every lane's (mean, unbiased variance), and the engine
 commits their mean over all lanes of all workers once per step, so that they do not depend on the number of workers or
 on how a step was cut into chunks.
 """
 
+import warnings
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +42,16 @@ class _Normalised(NamedTuple):
     seen_L2F: Tensor  # mean and unbiased variance, for the running statistics
 
 
-_Way = Callable[[Tensor, Tensor | None, Tensor | None, int, float], _Normalised]
+_Gradients = tuple[Tensor, Tensor | None, Tensor | None]  # of x, weight and bias
+
+
+class _Way(NamedTuple):
+    """A way of normalising lanes, and of taking its gradient."""
+
+    forward: Callable[[Tensor, Tensor | None, Tensor | None, int, float], _Normalised]
+    """Of x, weight, bias, lanes and epsilon."""
+    backward: Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, float], _Gradients]
+    """Of dy, x, weight, mean, scale and epsilon."""
 
 
 def _lane_by_lane(
@@ -77,8 +89,59 @@ def _as_group_norm(
     return _Normalised(y_NFHW, mean_LF, scale_LF, seen_L2F)
 
 
+def _lane_by_lane_backward(
+    dy_NF: Tensor, x_NF: Tensor, weight_F: Tensor | None, mean_LF: Tensor, scale_LF: Tensor, eps: float
+) -> _Gradients:
+    """The native layer's, lane by lane: ten times faster than the group norm's."""
+    dx_NF = torch.empty_like(x_NF)
+    lanes = [tensor.chunk(len(mean_LF)) for tensor in (dy_NF, x_NF, dx_NF)]
+    wanted = [True, weight_F is not None, weight_F is not None]
+    dweights, dbiases = list[Tensor](), list[Tensor]()
+    for dy, x, dx, mean, scale in zip(*lanes, mean_LF.unbind(), scale_LF.unbind(), strict=True):
+        found, dweight, dbias = torch.ops.aten.native_batch_norm_backward.default(
+            dy, x, weight_F, None, None, mean, scale, True, eps, wanted
+        )
+        dx.copy_(found)  # while it is in the cache
+        dweights.append(dweight)
+        dbiases.append(dbias)
+    if weight_F is None:
+        return dx_NF, None, None
+    return dx_NF, torch.stack(dweights).sum(0), torch.stack(dbiases).sum(0)
+
+
+_LANE_BY_LANE = _Way(_lane_by_lane, _lane_by_lane_backward)
+_AS_GROUP_NORM = _Way(_as_group_norm, _lane_by_lane_backward)
+
+
+@cache
+def _at_once() -> _Way | None:
+    """The way of a GPU that this process computes on; None where Triton cannot compile for it."""
+    try:
+        from ssl_core.nn import lane_kernels
+
+        lane_kernels.forward(torch.ones(4, 2, device="cuda"), None, None, 2, 1.0)
+    except Exception as error:  # noqa: BLE001 (whatever is missing: Triton itself, a C compiler, its headers)
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"BatchNorm goes lane by lane, which is several times slower: Triton does not work here ({said}); it needs "
+            "the Triton that comes with torch's builds for GPUs, and a C compiler",
+            stacklevel=2,
+        )
+        return None
+
+    def forward(x: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, num_lanes: int, eps: float) -> _Normalised:
+        return _Normalised(*lane_kernels.forward(x, weight_F, bias_F, num_lanes, eps))
+
+    def backward(
+        dy: Tensor, x: Tensor, weight_F: Tensor | None, mean_LF: Tensor, scale_LF: Tensor, eps: float
+    ) -> _Gradients:
+        return lane_kernels.backward(dy, x, weight_F, mean_LF, scale_LF)
+
+    return _Way(forward, backward)
+
+
 class _LaneNorm(torch.autograd.Function):
-    """Forward is either way. Backward is the native layer's, lane by lane: ten times faster than the group norm's."""
+    """Any of the ways."""
 
     @staticmethod
     def forward(
@@ -88,32 +151,20 @@ class _LaneNorm(torch.autograd.Function):
         bias_F: Tensor | None,
         num_lanes: int,
         eps: float,
-        normalise: _Way,
+        way: _Way,
     ) -> tuple[Tensor, Tensor]:
-        made = normalise(x_NF, weight_F, bias_F, num_lanes, eps)
+        made = way.forward(x_NF, weight_F, bias_F, num_lanes, eps)
         ctx.save_for_backward(x_NF, weight_F, made.mean_LF, made.scale_LF)
         ctx.mark_non_differentiable(made.seen_L2F)
-        ctx.eps = eps
+        ctx.eps, ctx.backward_way = eps, way.backward
         return made.y_NF.detach(), made.seen_L2F  # not a view: activations may write over it
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator)
         x_NF, weight_F, mean_LF, scale_LF = ctx.saved_tensors
-        dx_NF = torch.empty_like(x_NF)
-        lanes = [tensor.chunk(len(mean_LF)) for tensor in (grad_outputs[0], x_NF, dx_NF)]
-        wanted = [True, weight_F is not None, weight_F is not None]
-        dweights, dbiases = list[Tensor](), list[Tensor]()
-        for dy, x, dx, mean, scale in zip(*lanes, mean_LF.unbind(), scale_LF.unbind(), strict=True):
-            found, dweight, dbias = torch.ops.aten.native_batch_norm_backward.default(
-                dy, x, weight_F, None, None, mean, scale, True, ctx.eps, wanted
-            )
-            dx.copy_(found)  # while it is in the cache
-            dweights.append(dweight)
-            dbiases.append(dbias)
-        if weight_F is None:
-            return dx_NF, None, None, None, None, None
-        return dx_NF, torch.stack(dweights).sum(0), torch.stack(dbiases).sum(0), None, None, None
+        dx, dweight, dbias = ctx.backward_way(grad_outputs[0], x_NF, weight_F, mean_LF, scale_LF, ctx.eps)
+        return dx, *((None, None) if weight_F is None else (dweight, dbias)), None, None, None
 
 
 class LaneBatchNorm(nn.Module):
@@ -170,11 +221,13 @@ class LaneBatchNorm(nn.Module):
     def _normalised(self, x_NF: Tensor) -> tuple[Tensor, Tensor]:
         """y, and each lane's mean and unbiased variance [L, 2, F]."""
         if self._group_norm_is_faster(x_NF):
-            way = _as_group_norm
+            way = _AS_GROUP_NORM
         elif self.num_lanes == 1:
             return self._native(x_NF)
+        elif x_NF.is_cuda and x_NF.ndim in (2, 4):
+            way = _at_once() or _LANE_BY_LANE
         else:
-            way = _lane_by_lane
+            way = _LANE_BY_LANE
         return _LaneNorm.apply(x_NF, self.weight, self.bias, self.num_lanes, self.eps, way)
 
     def _group_norm_is_faster(self, x_NF: Tensor) -> bool:

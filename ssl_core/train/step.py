@@ -148,6 +148,10 @@ class TrainStep:
             batch: this worker's lanes.
             signals: numbers that are summed over workers in the same reduction as the loss; as many on every worker.
         """
+        with _repeatable():
+            return self._step(batch, signals)
+
+    def _step(self, batch: LaneBatch, signals: Sequence[float]) -> PendingStep:
         info = StepInfo(step=batch.step, total_steps=self._config.total_steps)
         with torch.no_grad():
             self._method.before_step(info)
@@ -365,6 +369,11 @@ class TrainStep:
         """Names in the optimiser's order."""
         names = {id(parameter): name for name, parameter in self.module.named_parameters()}
         return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def _repeatable() -> AbstractContextManager[None]:
+    """Within: cuDNN repeats itself to the bit, and float32 is not rounded to TF32, whose 10 bits the law would see."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def _accurate(rows: Tensor) -> Tensor:

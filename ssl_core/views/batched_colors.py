@@ -11,6 +11,7 @@ hue and blur, see the views alone that they change.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -58,11 +59,16 @@ class BatchedColors:
         for name, views in self._layout.items():
             if name in groups:
                 colored: list[Tensor] = []
-                for view, pixels in enumerate(groups[name].unbind(1)):
-                    numbers = rng.uniform(rng.key(self._seed, "views", epoch, draws.ravel(), first + view), NUM_DRAWS)
-                    images = _colored(pixels.flatten(0, 1), ColorDraws.of(views[view], numbers))
+                start = 0
+                # views alike together: what costs time on a GPU are calls, not pixels
+                for config, alike in groupby(views[: groups[name].shape[1]]):
+                    stop = start + len(list(alike))
+                    pixels, numbered = groups[name][:, start:stop], np.arange(first + start, first + stop)
+                    keys = rng.key(self._seed, "views", epoch, draws[:, None], numbered[:, None])
+                    images = _colored(pixels.flatten(0, 2), ColorDraws.of(config, rng.uniform(keys.ravel(), NUM_DRAWS)))
                     colored.append(images.view(pixels.shape))
-                made[name] = torch.stack(colored, 1)
+                    start = stop
+                made[name] = torch.cat(colored, 1)
             first += len(views)
         return made
 
