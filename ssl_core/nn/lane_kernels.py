@@ -10,7 +10,9 @@ Shapes: L lanes of M values (rows · height · width) of F features, features la
 # Triton comes with torch's builds for GPUs alone, and infers the types of what it compiles from each call.
 # pyright: reportMissingImports=false, reportMissingParameterType=false, reportUnknownParameterType=false
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -103,7 +105,7 @@ def _normalise(
     BLOCK_M: tl.constexpr,
     BLOCK_F: tl.constexpr,
     REAL: tl.constexpr,
-):  # fmt: skip (a kernel has many arguments)
+):
     """y = (x − mean) · scale · weight + bias."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     features = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
@@ -161,7 +163,7 @@ def _input_gradient(
     BLOCK_M: tl.constexpr,
     BLOCK_F: tl.constexpr,
     REAL: tl.constexpr,
-):  # fmt: skip (a kernel has many arguments)
+):
     """dx = (dy − mean(dy) − x̂ · mean(dy · x̂)) · scale · weight."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     features = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
@@ -199,10 +201,10 @@ def forward(
         y as x; mean [L, F]; 1 / deviation [L, F]; mean and unbiased variance [L, 2, F]; these in float32 or better.
     """
     x = _features_last(x)
-    y, cut = torch.empty_like(x), _Cut(x, num_lanes)
-    parts = cut.empty(num_lanes, cut.splits, 2, cut.features)
-    mean_LF, scale_LF = cut.empty(2, num_lanes, cut.features).unbind()
-    seen_L2F = cut.empty(num_lanes, 2, cut.features)
+    y, cut = torch.empty_like(x), _cut(x.shape, x.dtype, num_lanes)
+    parts = x.new_empty(num_lanes, cut.splits, 2, cut.features, dtype=cut.real)
+    mean_LF, scale_LF = x.new_empty(2, num_lanes, cut.features, dtype=cut.real)
+    seen_L2F = x.new_empty(num_lanes, 2, cut.features, dtype=cut.real)
     with torch.cuda.device_of(x):
         _partial_moments[cut.parts](x, parts, cut.values, cut.features, cut.chunk, **cut.tile)
         _join_moments[cut.lanes](
@@ -219,8 +221,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients with respect to x, as it is; to the weight [F]; and to the bias [F]."""
     dy, x = _features_last(dy), _features_last(x)
-    dx, cut = torch.empty_like(x), _Cut(x, len(mean_LF))
-    parts = cut.empty(len(mean_LF), cut.splits, 2, cut.features)
+    dx, cut = torch.empty_like(x), _cut(x.shape, x.dtype, len(mean_LF))
+    parts = x.new_empty(len(mean_LF), cut.splits, 2, cut.features, dtype=cut.real)
     with torch.cuda.device_of(x):
         _partial_sums[cut.parts](dy, x, mean_LF, scale_LF, parts, cut.values, cut.features, cut.chunk, **cut.tile)
         sums_L2F = parts.sum(1)
@@ -236,7 +238,7 @@ def backward(
             cut.features,
             AFFINE=weight_F is not None,
             **cut.tile,
-        )  # fmt: skip (as the kernel)
+        )
     dbias_F, dweight_F = sums_L2F.sum(0).unbind()
     return dx, dweight_F, dbias_F
 
@@ -245,28 +247,45 @@ def _features_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Cut:
-    """How a tensor is divided among programs: a function of its shape and type."""
+    """How values are divided among programs."""
 
-    def __init__(self, x: Tensor, num_lanes: int) -> None:
-        self.features = x.shape[1]
-        self.values = x.numel() // (num_lanes * self.features)
-        block_F = min(64, triton.next_power_of_2(self.features))
-        block_M = _TILE // block_F
-        blocks = triton.cdiv(self.features, block_F)
-        splits = max(1, min(_PROGRAMS // (num_lanes * blocks), triton.cdiv(self.values, 4 * block_M)))
-        self.chunk = triton.cdiv(triton.cdiv(self.values, splits), block_M) * block_M
-        self.splits = triton.cdiv(self.values, self.chunk)
-        self.parts, self.lanes = (self.splits, blocks, num_lanes), (blocks, num_lanes)
-        self.tiles = (triton.cdiv(self.values, block_M), blocks, num_lanes)
-        self._real = torch.promote_types(x.dtype, torch.float32)
-        self.row: dict[str, Any] = {
-            "BLOCK_F": block_F,
-            "REAL": tl.float64 if self._real == torch.float64 else tl.float32,
-        }
-        self.tile = {"BLOCK_M": block_M, **self.row}
-        self._device = x.device
+    values: int  # M
+    features: int
+    chunk: int  # values of a part
+    parts: tuple[int, int, int]  # programs: part, block of features, lane
+    lanes: tuple[int, int]  # block of features, lane
+    tiles: tuple[int, int, int]  # block of values, block of features, lane
+    real: torch.dtype  # of sums
+    row: Mapping[str, Any]
+    tile: Mapping[str, Any]
 
-    def empty(self, *shape: int) -> Tensor:
-        """For sums."""
-        return torch.empty(shape, dtype=self._real, device=self._device)
+    @property
+    def splits(self) -> int:
+        return self.parts[0]
+
+
+@lru_cache(maxsize=4096)  # Python's share of a launch is what a GPU waits for
+def _cut(shape: torch.Size, dtype: torch.dtype, num_lanes: int) -> _Cut:
+    """A function of shape and type alone, so that sums are the same on every GPU."""
+    features = shape[1]
+    values = shape.numel() // (num_lanes * features)
+    block_F = min(64, 1 << (features - 1).bit_length())
+    block_M = _TILE // block_F
+    blocks = -(-features // block_F)
+    splits = max(1, min(_PROGRAMS // (num_lanes * blocks), -(-values // (4 * block_M))))
+    chunk = -(-values // (splits * block_M)) * block_M
+    real = torch.promote_types(dtype, torch.float32)
+    row: dict[str, Any] = {"BLOCK_F": block_F, "REAL": tl.float64 if real == torch.float64 else tl.float32}
+    return _Cut(
+        values=values,
+        features=features,
+        chunk=chunk,
+        parts=(-(-values // chunk), blocks, num_lanes),
+        lanes=(blocks, num_lanes),
+        tiles=(-(-values // block_M), blocks, num_lanes),
+        real=real,
+        row=row,
+        tile={"BLOCK_M": block_M, **row},
+    )
