@@ -44,11 +44,12 @@ class _GlobalBatchNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator)
         x, weight_F, mean_F, variance_F, total = ctx.saved_tensors
+        scale_F = (variance_F + ctx.eps).rsqrt()
+        # CPU kernels take the mean and variance here, some of a GPU's the mean and scale
         dx, dweight_F, dbias_F = torch.ops.aten.native_batch_norm_backward(
-            grad_outputs[0], x, weight_F, mean_F, variance_F, None, None, False, ctx.eps, [True, True, True]
+            grad_outputs[0], x, weight_F, mean_F, variance_F, mean_F, scale_F, False, ctx.eps, [True, True, True]
         )
         sums_2F = ctx.collectives.sum_(torch.stack([dweight_F, dbias_F]).to(mean_F.dtype))
-        scale_F = (variance_F + ctx.eps).rsqrt()
         # what the statistics' own dependence on x takes away: γ σ⁻¹ (Σ dy + x̂ Σ dy x̂) / N, as slope · x + offset
         slope_F = weight_F * scale_F**2 * sums_2F[0] / total
         offset_F = weight_F * scale_F * sums_2F[1] / total - slope_F * mean_F

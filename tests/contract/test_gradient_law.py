@@ -191,13 +191,12 @@ def test_float32_gradient_of_the_first_step(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("micro_batch", [None, 2 * LANE])
+@pytest.mark.parametrize(("micro_batch", "global_batch_norm"), [(None, False), (2 * LANE, False), (None, True)])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_gpu_takes_the_same_steps(
-    alone: Callable[[str, Precision], Trained], name: str, micro_batch: int | None
-) -> None:
-    expected = alone(name, "fp64")
-    found = train(Collectives(), tiny_run(name), "fp64", micro_batch, device="cuda")
+def test_a_gpu_takes_the_same_steps(name: str, micro_batch: int | None, global_batch_norm: bool) -> None:
+    run = tiny_run(name)
+    expected = train(Collectives(), run, "fp64", None, global_batch_norm)
+    found = train(Collectives(), run, "fp64", micro_batch, global_batch_norm, device="cuda")
     assert relative_error(found.gradient, expected.gradient) <= 1e-9
     assert relative_error(found.losses, expected.losses) <= 1e-9
     assert relative_error(found.state, expected.state) <= 1e-9
