@@ -5,6 +5,10 @@ A row of the result is a weighted sum of neighbouring rows, with the weights of 
 done as rows of the transposed image. Between the two, bilinear values are rounded, as by Pillow and by torchvision for
 uint8: the result lies within one level of torchvision's for floats. Cubic ones overshoot, so they are not limited to
 bytes there, and rounded to 1/64: within 0.52 level.
+
+Where bilinear sums have few terms (enlarging, or shrinking to a third at most) weights are whole 256ths, so that a sum
+fits 16 bits and a processor adds twice as many at a time without converting any: within two levels where neighbours are
+as different as can be, and as near as before on photos, 0.29 level in the mean.
 """
 
 from functools import lru_cache
@@ -20,6 +24,7 @@ from ssl_core.views.image import Box, Image, Interpolation
 _REACH = {"bilinear": 1, "bicubic": 2}  # half the width of the kernel, in pixels of the smaller image
 _BETWEEN: dict[str, tuple[type[np.integer[Any]], int]] = {"bilinear": (np.uint8, 1), "bicubic": (np.int16, 64)}
 """What holds the rows that wait for their columns, and how many of its units a level is."""
+_FEW_TERMS = 6  # of weights in whole 256ths, each of which is off by half of one or so
 
 
 def crop_resize(
@@ -76,8 +81,8 @@ def _sums(
     """What each of `target` rows is the sum of, where there are `length`.
 
     Returns:
-        The first row that counts, int64 [target], and the weights of that and the following ones, float32
-        [target, even number], of sum `gain`, 0 where there are no more.
+        The first row that counts, int64 [target], and the weights of that and the following ones [target, even number],
+        0 where there are no more: float32 of sum `gain`, or uint16 of sum 256.
     """
     ratio = length / target
     stretch = max(ratio, 1.0)
@@ -89,9 +94,21 @@ def _sums(
     distance = np.abs(row + 0.5 - centre[:, None]) / stretch
     weights = np.maximum(0, 1 - distance) if interpolation == "bilinear" else _cubic(distance)
     weights[row >= end[:, None]] = 0
-    weights *= gain / weights.sum(1, keepdims=True)
+    weights /= weights.sum(1, keepdims=True)
+    if interpolation == "bilinear" and weights.shape[1] <= _FEW_TERMS:
+        weights = _whole(256 * weights).astype(np.uint16)
+    else:
+        weights = (gain * weights).astype(np.float32)
     order = slice(None, None, -1 if mirrored else 1)
-    return first[order].copy(), weights[order].astype(np.float32, order="C")
+    return first[order].copy(), weights[order].copy()
+
+
+def _whole(weights: Image) -> Image:
+    """Weights [n, k] of whole sum, rounded so that the sum stays: those with the largest remainders upwards."""
+    floor = np.floor(weights)
+    missing = weights.sum(1).round() - floor.sum(1)
+    rank = np.argsort(np.argsort(floor - weights, 1, kind="stable"), 1)
+    return floor + (rank < missing[:, None])
 
 
 def _cubic(x: Image) -> Image:
@@ -101,9 +118,46 @@ def _cubic(x: Image) -> Image:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-@kept
 def _sum_rows(image: Image, top: int, left: int, first: Image, weights: Image, result: Image) -> None:
     """Write Σ weights[y, k] · image[top + first[y] + k, left …] to result[y]; two rows of the image at a time."""
+    (_sum_in_16_bits if weights.dtype == np.uint16 else _sum_in_floats)(image, top, left, first, weights, result)
+
+
+@kept
+def _sum_in_16_bits(image: Image, top: int, left: int, first: Image, weights: Image, result: Image) -> None:
+    """`_sum_rows` with weights of sum 256."""
+    count, terms, bottom = result.shape[1], weights.shape[1], len(image) - 1
+    row = np.empty(count, np.uint16)
+    for y in range(len(first)):
+        row[:] = 128  # a half
+        for k in range(0, terms, 2):
+            above = min(top + first[y] + k, bottom)  # a weight of 0 may belong to a row that is not there
+            below = min(above + 1, bottom)
+            upper, lower = image[above, left : left + count], image[below, left : left + count]
+            one, other = weights[y, k], weights[y, k + 1]
+            if k == terms - 2:
+                _finish_whole(row, upper, one, lower, other, result[y])
+            else:
+                _add_whole(row, upper, one, lower, other)
+
+
+@compiled
+def _add_whole(row: Image, upper: Image, one: np.uint16, lower: Image, other: np.uint16) -> None:
+    """Add two rows to a sum."""
+    for i in range(len(row)):
+        row[i] = np.uint16(row[i] + np.uint16(upper[i]) * one + np.uint16(lower[i]) * other)
+
+
+@compiled
+def _finish_whole(row: Image, upper: Image, one: np.uint16, lower: Image, other: np.uint16, result: Image) -> None:
+    """Add two rows to a sum, and write what it is."""
+    for i in range(len(row)):
+        result[i] = np.uint16(row[i] + np.uint16(upper[i]) * one + np.uint16(lower[i]) * other) >> np.uint16(8)
+
+
+@kept
+def _sum_in_floats(image: Image, top: int, left: int, first: Image, weights: Image, result: Image) -> None:
+    """`_sum_rows` with any weights."""
     count, terms, bottom = result.shape[1], weights.shape[1], len(image) - 1
     low, high = np.float32(0 if result.itemsize == 1 else -32768), np.float32(255 if result.itemsize == 1 else 32767)
     row = np.empty(count, np.float32)

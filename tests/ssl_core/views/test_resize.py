@@ -27,7 +27,7 @@ def reference(image: Image, box: Box, height: int, width: int, interpolation: In
     return made.permute(1, 2, 0).numpy().clip(0, 255)
 
 
-@pytest.mark.parametrize(("interpolation", "tolerance"), [("bilinear", 1.01), ("bicubic", 0.52)])
+@pytest.mark.parametrize(("interpolation", "tolerance"), [("bilinear", 1.5), ("bicubic", 0.52)])
 @pytest.mark.parametrize("size", [224, 96, 32, 20, 1])
 def test_resizing_is_torchvisions(
     photos: list[Image], size: int, interpolation: Interpolation, tolerance: float
@@ -37,7 +37,24 @@ def test_resizing_is_torchvisions(
             made = crop_resize(photo, box, height=size, width=size, interpolation=interpolation)
             assert made.shape == (size, size, 3)
             assert made.dtype == np.uint8
-            assert np.abs(made - reference(photo, box, size, size, interpolation)).max() <= tolerance
+            error = np.abs(made - reference(photo, box, size, size, interpolation))
+            assert error.max() <= tolerance
+            assert error.mean() <= 0.4
+
+
+@pytest.mark.parametrize("side", [30, 100, 224, 300, 450, 900])
+def test_bilinear_is_near_where_neighbours_differ_most_and_exact_where_none_do(side: int) -> None:
+    random = np.random.default_rng(0)
+    box = Box(0, 0, side, side)
+    for image in (random.integers(0, 256, (side, side, 3)), random.integers(0, 2, (side, side, 3)) * 255):
+        error = crop_resize(image.astype(np.uint8), box, height=224, width=224) - reference(
+            image.astype(np.uint8), box, 224, 224, "bilinear"
+        )
+        assert np.abs(error).max() <= 2
+        assert np.abs(error).mean() <= 0.4
+        assert abs(error.mean()) <= 0.1  # halves are rounded upwards
+    for level in (0, 1, 77, 254, 255):
+        assert (crop_resize(np.full((side, side, 1), level, np.uint8), box, height=224, width=224) == level).all()
 
 
 def test_a_fine_pattern_is_averaged_and_not_sampled() -> None:
@@ -61,7 +78,7 @@ def test_mirrored_is_flipped(photos: list[Image], box: Box) -> None:
     assert (made == crop_resize(photos[0], box, height=96, width=70)[:, ::-1]).all()
 
 
-@pytest.mark.parametrize(("interpolation", "tolerance"), [("bilinear", 1.01), ("bicubic", 0.52)])
+@pytest.mark.parametrize(("interpolation", "tolerance"), [("bilinear", 2.0), ("bicubic", 0.52)])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (3000, 10), (2, 3), (40, 48)])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_noise_of_any_size_and_number_of_channels(
