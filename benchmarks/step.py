@@ -100,9 +100,10 @@ def bare_step(values: dict[str, Any], lanes: Lanes, precision: str, compile_it: 
 
     def take(number: int) -> None:
         optimizer.zero_grad()
-        with low:
-            rows = embed(batch)
-        torch.stack([row.float().mean() for row in rows.values() if row.requires_grad]).sum().backward()
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):  # as ours
+            with low:
+                rows = embed(batch)
+            torch.stack([row.float().mean() for row in rows.values() if row.requires_grad]).sum().backward()
         optimizer.step()
 
     return take

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from pipelines.config import typed
-from pipelines.pretrain_config import ModelSection, PretrainConfig, TrainConfig, seconds_in
+from pipelines.pretrain_config import DataConfig, ModelSection, PretrainConfig, TrainConfig, seconds_in
 from ssl_core.data.data_set import DataSet, load_data_set
 from ssl_core.data.integrity import check_shards, verify_shards
 from ssl_core.data.loader import Schedule
@@ -291,6 +291,13 @@ def default_workers() -> int:
 def threads_per_worker(plan: Plan) -> int:
     """CPU threads that a worker computes with."""
     return plan.config.train.threads or max(1, (os.cpu_count() or 1) // plan.lanes.world)
+
+
+def loader_processes(data: DataConfig, *, gpu: bool, cores: int) -> int:
+    """Loader processes of a worker: as asked for; or with a GPU as many as keep its cores busy, but for its own."""
+    if data.processes is not None:
+        return data.processes
+    return max(1, (cores - 1) // data.threads) if gpu else 0
 
 
 def save_config(train: TrainConfig) -> SaveConfig:

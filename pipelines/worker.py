@@ -14,6 +14,7 @@ import torch
 
 from pipelines.plan import (
     Plan,
+    loader_processes,
     make_plan,
     probe_sets,
     save_config,
@@ -26,7 +27,7 @@ from ssl_core.data.loader import LaneLoader
 from ssl_core.data.reader import Reader
 from ssl_core.export import WEIGHTS, load_weights, save_encoder
 from ssl_core.methods.base import as_module
-from ssl_core.nn.lane_batch_norm import use_lane_batch_norm
+from ssl_core.nn.lane_batch_norm import lane_batch_norms, use_lane_batch_norm, why_lane_by_lane
 from ssl_core.probe.features import ImageInput
 from ssl_core.probe.online import OnlineKNN
 from ssl_core.train.context import RunContext
@@ -69,6 +70,13 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
     if step_config.compile and (reason := why_not_compiled(context.device, context.collectives)):
         complaints = [f"warning: train.compile=true does not work here, so the run is not compiled: {reason}"]
         step_config = replace(step_config, compile=False)
+    norms = lane_batch_norms(as_module(method))
+    by_lanes = norms and everyone is None and context.device.type == "cuda" and not step_config.compile
+    if by_lanes and (reason := why_lane_by_lane(context.collectives)):
+        complaints.append(
+            "warning: BatchNorm goes lane by lane, several times slower: to do better it needs the Triton that torch's "
+            f"builds for GPUs bring, and a C compiler ({reason})"
+        )
     data, recipe, colors = plan.config.data, method.recipe, None
     if data.colors == "device" or (data.colors is None and context.device.type != "cpu"):
         assert isinstance(recipe, CropRecipe), "no other recipe can leave out the colours"
@@ -88,7 +96,7 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
         recipe,
         plan.schedule,
         threads=data.threads,
-        processes=loader_processes(data.processes, context),
+        processes=loader_processes(data, gpu=context.device.type != "cpu", cores=_cores(plan, context)),
         prepare=reader.prepare if plan.train_data.bucket_shards else None,
         prepare_ahead=steps_to_prepare(plan),
     )
@@ -100,12 +108,10 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
     return result
 
 
-def loader_processes(asked: int | None, context: RunContext) -> int:
-    """As many as asked for; or with a GPU one for each of the cores that are this worker's, but for its own."""
-    if asked is not None or context.device.type == "cpu":
-        return asked or 0
+def _cores(plan: Plan, context: RunContext) -> int:
+    """This worker's share of its node's, or what the configuration says."""
     nodes = context.collectives.gather_objects(socket.gethostname())
-    return max(1, (os.cpu_count() or 1) // nodes.count(nodes[context.collectives.rank]) - 1)
+    return plan.config.train.threads or max(1, (os.cpu_count() or 1) // nodes.count(nodes[context.collectives.rank]))
 
 
 def online_knn(plan: Plan, context: RunContext) -> OnlineKNN | None:

@@ -15,7 +15,6 @@ commits their mean over all lanes of all workers once per step, so that they do 
 on how a step was cut into chunks.
 """
 
-import warnings
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from functools import cache
@@ -114,20 +113,14 @@ _AS_GROUP_NORM = _Way(_as_group_norm, _lane_by_lane_backward)
 
 
 @cache
-def _at_once() -> _Way | None:
-    """The way of a GPU that this process computes on; None where Triton cannot compile for it."""
+def _on_gpu() -> tuple[_Way, str | None]:
+    """The way on the GPU that this process computes on, and why it is not all lanes in one launch, if it is not."""
     try:
         from ssl_core.nn import lane_kernels
 
         lane_kernels.forward(torch.ones(4, 2, device="cuda"), None, None, 2, 1.0)
     except Exception as error:  # noqa: BLE001 (whatever is missing: Triton itself, a C compiler, its headers)
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(
-            f"BatchNorm goes lane by lane, which is several times slower: Triton does not work here ({said}); it needs "
-            "the Triton that comes with torch's builds for GPUs, and a C compiler",
-            stacklevel=2,
-        )
-        return None
+        return _LANE_BY_LANE, (str(error).strip() or type(error).__name__).splitlines()[0]
 
     def forward(x: Tensor, weight_F: Tensor | None, bias_F: Tensor | None, num_lanes: int, eps: float) -> _Normalised:
         return _Normalised(*lane_kernels.forward(x, weight_F, bias_F, num_lanes, eps))
@@ -137,7 +130,12 @@ def _at_once() -> _Way | None:
     ) -> _Gradients:
         return lane_kernels.backward(dy, x, weight_F, mean_LF, scale_LF)
 
-    return _Way(forward, backward)
+    return _Way(forward, backward), None
+
+
+def why_lane_by_lane(collectives: Collectives) -> str | None:
+    """Why lanes do not share a launch on some worker's GPU, in one line; None where they do on all."""
+    return next((reason for reason in collectives.gather_objects(_on_gpu()[1]) if reason), None)
 
 
 class _LaneNorm(torch.autograd.Function):
@@ -224,8 +222,8 @@ class LaneBatchNorm(nn.Module):
             way = _AS_GROUP_NORM
         elif self.num_lanes == 1:
             return self._native(x_NF)
-        elif x_NF.is_cuda and x_NF.ndim in (2, 4):
-            way = _at_once() or _LANE_BY_LANE
+        elif x_NF.is_cuda and x_NF.ndim in (2, 4) and x_NF.numel() > self.num_lanes * self.num_features:
+            way = _on_gpu()[0]
         else:
             way = _LANE_BY_LANE
         return _LaneNorm.apply(x_NF, self.weight, self.bias, self.num_lanes, self.eps, way)

@@ -1,6 +1,6 @@
 """BatchNorm by lanes on a GPU: all lanes in one launch, where the native kernels need a launch for each.
 
-Three kernels forward and three backward: parts of each lane's sums, their union, and the values. Means and squared
+Forward and backward alike: parts of each lane's sums, their union, and the values. Means and squared
 deviations of parts are joined by Chan's formulas (Chan, Golub and LeVeque, 1983), so that nothing cancels; sums are
 in float32 (float64 for such inputs) and in an order that the shapes alone decide, so that steps repeat to the bit.
 
@@ -268,7 +268,7 @@ class _Cut:
 
 @lru_cache(maxsize=4096)  # Python's share of a launch is what a GPU waits for
 def _cut(shape: torch.Size, dtype: torch.dtype, num_lanes: int) -> _Cut:
-    """A function of shape and type alone, so that sums are the same on every GPU."""
+    """A function of shape and type alone, so that the kernels add in one order."""
     features = shape[1]
     values = shape.numel() // (num_lanes * features)
     block_F = min(64, 1 << (features - 1).bit_length())

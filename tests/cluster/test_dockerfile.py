@@ -52,6 +52,12 @@ def test_what_it_copies_is_there_and_is_what_is_packaged(instructions: list[tupl
     assert {line[1:] for line in sent if line.startswith("!")} == copied
 
 
+def test_triton_finds_a_compiler(instructions: list[tuple[str, str]]) -> None:
+    last_stage = instructions[max(i for i, (name, _) in enumerate(instructions) if name == "FROM") :]
+    (run,) = arguments(last_stage, "RUN")
+    assert {"gcc", "libc6-dev"} <= set(run.split())
+
+
 def test_nothing_secret_goes_in(instructions: list[tuple[str, str]]) -> None:
     said = " ".join(f"{name} {rest}" for name, rest in instructions)
     assert not re.search(r"KEY|SECRET|TOKEN|PASSW|ADD |COPY \. ", said)

@@ -9,8 +9,9 @@ import pytest
 
 from pipelines import pack, probe
 from pipelines.config import compose, typed
-from pipelines.plan import Plan, check_inputs, make_plan, probe_data, probe_sets, with_absolute_paths
+from pipelines.plan import Plan, check_inputs, loader_processes, make_plan, probe_data, probe_sets, with_absolute_paths
 from pipelines.pretrain import start_line
+from pipelines.pretrain_config import DataConfig
 from pipelines.run_folder import RunFolder
 from pipelines.worker import run_worker
 from pipelines.worker_process import Job
@@ -107,6 +108,26 @@ def test_paths_of_all_sets_become_absolute(sets: Path, monkeypatch: pytest.Monke
 def test_what_cannot_be_trained_on_is_refused(sets: Path, words: Sequence[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_inputs(planned(sets, *words))
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "cores", "threads", "processes"),
+    [
+        (None, False, 16, 1, 0),
+        (None, True, 16, 1, 15),
+        (None, True, 16, 4, 3),
+        (None, True, 1, 1, 1),
+        (None, True, 4, 8, 1),
+        (0, True, 16, 1, 0),
+        (3, True, 16, 2, 3),
+        (3, False, 2, 1, 3),
+    ],
+)
+def test_loader_processes_keep_the_cores_beside_a_gpu_busy(
+    asked: int | None, gpu: bool, cores: int, threads: int, processes: int
+) -> None:
+    data = DataConfig(train="shards", processes=asked, threads=threads)
+    assert loader_processes(data, gpu=gpu, cores=cores) == processes
 
 
 def test_labels_are_asked_for_by_probes_alone(sets: Path) -> None:

@@ -160,13 +160,17 @@ def test_a_sample_shown_again_in_an_epoch_has_other_views() -> None:
 
 
 def test_what_will_be_read_is_prepared_by_its_position() -> None:
-    told: list[int] = []
+    told, shown, steps, all_told = list[list[int]](), list[list[int]](), 7, threading.Event()
 
     def prepare(positions: Pixels) -> None:
-        told.extend(positions.ravel())
+        told.append(positions.ravel().tolist())
+        if len(told) == steps:
+            all_told.set()
 
     thrice = loader(shares=(Share(shards=4, weight=3.0),), prepare=prepare)
-    shown = [position for batch in thrice.stream(0, 7) for position in batch.positions.ravel()]
+    for batch in thrice.stream(0, steps):
+        assert all_told.wait(60)  # a stream that ends has no more to be fetched
+        shown.append(batch.positions.ravel().tolist())
     assert told == shown
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_core.collectives import Collectives
 from ssl_core.nn.backbones import ModelConfig, build_encoder
 from ssl_core.nn.lane_batch_norm import (
     LaneBatchNorm,
@@ -17,6 +18,7 @@ from ssl_core.nn.lane_batch_norm import (
     lane_groups,
     take_statistics,
     use_lane_batch_norm,
+    why_lane_by_lane,
 )
 
 LANES, ROWS, FEATURES = 4, 6, 5
@@ -268,3 +270,10 @@ def test_timm_layers_that_norm_and_activate(name: str) -> None:
     with lane_groups(norms, 2, record=False):
         assert torch.allclose(lane(x), torch.cat([native(chunk) for chunk in x.chunk(2)]), rtol=1e-8, atol=1e-10)
     assert torch.allclose(lane.eval()(x), build_encoder(config, seed=1).double().eval()(x), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU there may be no reason")
+def test_why_lanes_do_not_share_a_launch_is_said_in_one_line() -> None:
+    reason = why_lane_by_lane(Collectives())
+    assert reason
+    assert "\n" not in reason

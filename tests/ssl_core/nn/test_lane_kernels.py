@@ -4,12 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_core.nn.lane_batch_norm import LaneBatchNorm, lane_groups
+from ssl_core.collectives import Collectives
+from ssl_core.nn.lane_batch_norm import LaneBatchNorm, lane_groups, why_lane_by_lane
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.filterwarnings("error:BatchNorm goes lane by lane"),  # or these tests would try the other way
-]
+pytestmark = pytest.mark.gpu
 SHAPES = [(24, 5), (24, 5, 3, 2), (32, 70, 9, 11), (6144, 130), (8, 64, 112, 112), (256, 2048, 1, 1)]
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -23,6 +21,10 @@ def trained(layer: LaneBatchNorm, x: Tensor, dy: Tensor, lanes: int) -> list[Ten
     gradients = [one.grad for one in (x, *layer.parameters())]
     seen = layer.recorded.pop()
     return [y.detach(), *(one for one in gradients if one is not None), seen]
+
+
+def test_lanes_share_a_launch() -> None:
+    assert why_lane_by_lane(Collectives()) is None  # or the tests below would see the other way
 
 
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])

@@ -27,7 +27,7 @@ def reference(image: Image, box: Box, height: int, width: int, interpolation: In
     return made.permute(1, 2, 0).numpy().clip(0, 255)
 
 
-@pytest.mark.parametrize(("interpolation", "tolerance"), [("bilinear", 1.5), ("bicubic", 0.52)])
+@pytest.mark.parametrize(("interpolation", "tolerance"), [("bilinear", 1.01), ("bicubic", 0.52)])
 @pytest.mark.parametrize("size", [224, 96, 32, 20, 1])
 def test_resizing_is_torchvisions(
     photos: list[Image], size: int, interpolation: Interpolation, tolerance: float
@@ -38,7 +38,8 @@ def test_resizing_is_torchvisions(
             assert made.shape == (size, size, 3)
             assert made.dtype == np.uint8
             error = np.abs(made - reference(photo, box, size, size, interpolation))
-            assert error.max() <= tolerance
+            few_terms = interpolation == "bilinear" and min(box.height, box.width) <= 3 * size
+            assert error.max() <= (1.5 if few_terms else tolerance)
             assert error.mean() <= 0.4
 
 
