@@ -1,6 +1,6 @@
 """A step never makes the host wait for the device: nothing reads a number or needs a shape that depends on values.
 
-Counted on the CPU, where such operations are the same ones and cost nothing.
+Counted on the CPU, where such operations are the same ones and cost nothing; on a GPU what torch sees to wait raises.
 """
 
 from collections.abc import Callable, Generator
