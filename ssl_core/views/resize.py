@@ -84,38 +84,64 @@ def _sums(
         The first row that counts, int64 [target], and the weights of that and the following ones [target, even number],
         0 where there are no more: float32 of sum `gain`, or uint16 of sum 256.
     """
-    ratio = length / target
-    stretch = max(ratio, 1.0)
-    reach = _REACH[interpolation] * stretch
-    centre = (np.arange(target) + 0.5) * ratio
-    first = np.maximum(centre - reach + 0.5, 0).astype(np.int64)
-    end = np.minimum((centre + reach + 0.5).astype(np.int64), length)
-    row = first[:, None] + np.arange(2 * ceil((end - first).max() / 2))
-    distance = np.abs(row + 0.5 - centre[:, None]) / stretch
-    weights = np.maximum(0, 1 - distance) if interpolation == "bilinear" else _cubic(distance)
-    weights[row >= end[:, None]] = 0
-    weights /= weights.sum(1, keepdims=True)
+    reach = _REACH[interpolation]
+    first = np.empty(target, np.int64)
+    weights = np.zeros((target, 2 * ceil(reach * max(length / target, 1)) + 2))
+    terms = _fill(length, reach, interpolation == "bicubic", first, weights)
+    weights = weights[:, : terms + terms % 2]
     if interpolation == "bilinear" and weights.shape[1] <= _FEW_TERMS:
-        weights = _whole(256 * weights).astype(np.uint16)
+        result = np.empty(weights.shape, np.uint16)
+        _round(weights, 256, result)
     else:
-        weights = (gain * weights).astype(np.float32)
-    order = slice(None, None, -1 if mirrored else 1)
-    return first[order].copy(), weights[order].copy()
+        result = (gain * weights).astype(np.float32)
+    return (first[::-1].copy(), result[::-1].copy()) if mirrored else (first, result)
 
 
-def _whole(weights: Image) -> Image:
-    """Weights [n, k] of whole sum, rounded so that the sum stays: those with the largest remainders upwards."""
-    floor = np.floor(weights)
-    missing = weights.sum(1).round() - floor.sum(1)
-    rank = np.argsort(np.argsort(floor - weights, 1, kind="stable"), 1)
-    return floor + (rank < missing[:, None])
+@kept
+def _fill(length: int, reach: int, cubic: bool, first: Image, weights: Image) -> int:
+    """Write `_sums`' first rows and weights, of sum 1; say how many the longest sum has."""
+    ratio = length / len(first)
+    stretch = max(ratio, 1.0)
+    longest = 0
+    for y in range(len(first)):
+        centre = (y + 0.5) * ratio
+        begin = int(max(centre - reach * stretch + 0.5, 0.0))
+        terms = min(int(centre + reach * stretch + 0.5), length) - begin
+        total = 0.0
+        for k in range(terms):
+            distance = abs(begin + k + 0.5 - centre) / stretch
+            weights[y, k] = _cubic(distance) if cubic else max(0.0, 1.0 - distance)
+            total += weights[y, k]
+        weights[y, :terms] /= total
+        first[y] = begin
+        longest = max(longest, terms)
+    return longest
 
 
-def _cubic(x: Image) -> Image:
-    """Keys' cubic kernel with a = −0.5 at distances x ≥ 0 (IEEE Trans. ASSP 29(6), 1981, eq. 15)."""
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+@kept
+def _round(weights: Image, parts: int, result: Image) -> None:
+    """Write weights of sum 1 in whole parts, rounded in such a way that the sum stays: largest remainders upwards."""
+    terms = weights.shape[1]
+    for y in range(len(weights)):
+        missing = parts
+        for k in range(terms):
+            result[y, k] = int(parts * weights[y, k])
+            missing -= result[y, k]
+        for _ in range(missing):
+            largest, most = 0, -1.0
+            for k in range(terms):
+                remainder = parts * weights[y, k] - result[y, k]
+                if remainder > most:
+                    largest, most = k, remainder
+            result[y, largest] += 1
+
+
+@compiled
+def _cubic(x: float) -> float:
+    """Keys' cubic kernel with a = −0.5 at a distance x ≥ 0 (IEEE Trans. ASSP 29(6), 1981, eq. 15)."""
+    if x < 1:
+        return (1.5 * x - 2.5) * x * x + 1
+    return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
 
 
 def _sum_rows(image: Image, top: int, left: int, first: Image, weights: Image, result: Image) -> None:
@@ -125,34 +151,54 @@ def _sum_rows(image: Image, top: int, left: int, first: Image, weights: Image, r
 
 @kept
 def _sum_in_16_bits(image: Image, top: int, left: int, first: Image, weights: Image, result: Image) -> None:
-    """`_sum_rows` with weights of sum 256."""
-    count, terms, bottom = result.shape[1], weights.shape[1], len(image) - 1
-    row = np.empty(count, np.uint16)
+    """`_sum_rows` with 2, 4 or 6 weights of sum 256."""
+    count, terms = result.shape[1], weights.shape[1]
     for y in range(len(first)):
-        row[:] = 128  # a half
-        for k in range(0, terms, 2):
-            above = min(top + first[y] + k, bottom)  # a weight of 0 may belong to a row that is not there
-            below = min(above + 1, bottom)
-            upper, lower = image[above, left : left + count], image[below, left : left + count]
-            one, other = weights[y, k], weights[y, k + 1]
-            if k == terms - 2:
-                _finish_whole(row, upper, one, lower, other, result[y])
-            else:
-                _add_whole(row, upper, one, lower, other)
+        at = top + first[y]
+        a, b = _part(image, at, left, count), _part(image, at + 1, left, count)
+        if terms == 2:
+            _sum_2(a, b, weights[y], result[y])
+            continue
+        c, d = _part(image, at + 2, left, count), _part(image, at + 3, left, count)
+        if terms == 4:
+            _sum_4(a, b, c, d, weights[y], result[y])
+            continue
+        e, f = _part(image, at + 4, left, count), _part(image, at + 5, left, count)
+        _sum_6(a, b, c, d, e, f, weights[y], result[y])
 
 
 @compiled
-def _add_whole(row: Image, upper: Image, one: np.uint16, lower: Image, other: np.uint16) -> None:
-    """Add two rows to a sum."""
-    for i in range(len(row)):
-        row[i] = np.uint16(row[i] + np.uint16(upper[i]) * one + np.uint16(lower[i]) * other)
+def _part(image: Image, row: int, left: int, count: int) -> Image:
+    """Some of a row; of the last one where there is none, which has a weight of 0."""
+    return image[min(row, len(image) - 1), left : left + count]
 
 
 @compiled
-def _finish_whole(row: Image, upper: Image, one: np.uint16, lower: Image, other: np.uint16, result: Image) -> None:
-    """Add two rows to a sum, and write what it is."""
-    for i in range(len(row)):
-        result[i] = np.uint16(row[i] + np.uint16(upper[i]) * one + np.uint16(lower[i]) * other) >> np.uint16(8)
+def _sum_2(a: Image, b: Image, weights: Image, result: Image) -> None:
+    """The rounded sum of two rows."""
+    wa, wb = weights[0], weights[1]
+    for i in range(len(result)):
+        level = np.uint16(a[i]) * wa + np.uint16(b[i]) * wb
+        result[i] = np.uint16(level + np.uint16(128)) >> np.uint16(8)
+
+
+@compiled
+def _sum_4(a: Image, b: Image, c: Image, d: Image, weights: Image, result: Image) -> None:
+    """The rounded sum of four rows."""
+    wa, wb, wc, wd = weights[0], weights[1], weights[2], weights[3]
+    for i in range(len(result)):
+        level = np.uint16(a[i]) * wa + np.uint16(b[i]) * wb + np.uint16(c[i]) * wc + np.uint16(d[i]) * wd
+        result[i] = np.uint16(level + np.uint16(128)) >> np.uint16(8)
+
+
+@compiled
+def _sum_6(a: Image, b: Image, c: Image, d: Image, e: Image, f: Image, weights: Image, result: Image) -> None:
+    """The rounded sum of six rows."""
+    wa, wb, wc, wd, we, wf = weights[0], weights[1], weights[2], weights[3], weights[4], weights[5]
+    for i in range(len(result)):
+        level = np.uint16(a[i]) * wa + np.uint16(b[i]) * wb + np.uint16(c[i]) * wc
+        level += np.uint16(d[i]) * wd + np.uint16(e[i]) * we + np.uint16(f[i]) * wf
+        result[i] = np.uint16(level + np.uint16(128)) >> np.uint16(8)
 
 
 @kept
