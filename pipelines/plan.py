@@ -289,7 +289,7 @@ def default_workers() -> int:
 
 
 def threads_per_worker(plan: Plan) -> int:
-    """CPU threads that a worker computes with."""
+    """CPU threads that a worker computes with where all run on this machine."""
     return plan.config.train.threads or max(1, (os.cpu_count() or 1) // plan.lanes.world)
 
 

@@ -6,6 +6,7 @@
 import ctypes
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from pipelines.plan import (
     probe_sets,
     save_config,
     steps_to_prepare,
-    threads_per_worker,
 )
 from pipelines.run_folder import EXPORT, INIT
 from pipelines.worker_process import Job
@@ -54,7 +54,8 @@ def keep_freed_memory() -> None:
 def run_worker(job: Job, context: RunContext) -> LoopResult:
     """Train this worker's lanes from the newest checkpoint on; rank 0 exports the encoder of a finished run."""
     plan = make_plan(job.config, rank=context.collectives.rank, workers=context.collectives.world)
-    torch.set_num_threads(threads_per_worker(plan))
+    cores = _cores(plan, context)
+    torch.set_num_threads(cores)
     cv2.setNumThreads(1)  # the loader's threads are its parallelism; OpenCV's own pool would fight the step for cores
     encoder = plan.random_encoder()
     start = Path(job.folder) / INIT / WEIGHTS
@@ -96,7 +97,7 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
         recipe,
         plan.schedule,
         threads=data.threads,
-        processes=loader_processes(data, gpu=context.device.type != "cpu", cores=_cores(plan, context)),
+        processes=loader_processes(data, gpu=context.device.type != "cpu", cores=cores),
         prepare=reader.prepare if plan.train_data.bucket_shards else None,
         prepare_ahead=steps_to_prepare(plan),
     )
@@ -109,9 +110,14 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
 
 
 def _cores(plan: Plan, context: RunContext) -> int:
-    """This worker's share of its node's, or what the configuration says."""
+    """What the configuration says, or this worker's share."""
     nodes = context.collectives.gather_objects(socket.gethostname())
-    return plan.config.train.threads or max(1, (os.cpu_count() or 1) // nodes.count(nodes[context.collectives.rank]))
+    return plan.config.train.threads or share_of_cores(os.cpu_count() or 1, nodes, rank=context.collectives.rank)
+
+
+def share_of_cores(cores: int, nodes: Sequence[str], *, rank: int) -> int:
+    """A worker's share of the cores of its node, at least one; `nodes` has each worker's."""
+    return max(1, cores // nodes.count(nodes[rank]))
 
 
 def online_knn(plan: Plan, context: RunContext) -> OnlineKNN | None:

@@ -13,7 +13,7 @@ from pipelines.plan import Plan, check_inputs, loader_processes, make_plan, prob
 from pipelines.pretrain import start_line
 from pipelines.pretrain_config import DataConfig
 from pipelines.run_folder import RunFolder
-from pipelines.worker import run_worker
+from pipelines.worker import run_worker, share_of_cores
 from pipelines.worker_process import Job
 from ssl_core.errors import UserError
 from ssl_core.train.context import InProcessContext
@@ -128,6 +128,12 @@ def test_loader_processes_keep_the_cores_beside_a_gpu_busy(
 ) -> None:
     data = DataConfig(train="shards", processes=asked, threads=threads)
     assert loader_processes(data, gpu=gpu, cores=cores) == processes
+
+
+@pytest.mark.parametrize(("rank", "share"), [(0, 4), (1, 4), (2, 8)])
+def test_workers_share_the_cores_of_their_own_node(rank: int, share: int) -> None:
+    assert share_of_cores(8, ["a", "a", "b"], rank=rank) == share
+    assert share_of_cores(1, ["a", "a", "b"], rank=rank) == 1
 
 
 def test_labels_are_asked_for_by_probes_alone(sets: Path) -> None:
