@@ -1,4 +1,4 @@
-# make demo: the whole road on real images, about five minutes after the install.   make test: everything CI runs.
+# make demo: the whole road on real images, 2 to 4 minutes on 2 cores after the install.   make test: everything CI runs.
 # Needs Python 3.11 or newer, git and make; everything else goes into .venv, in the versions of constraints.txt.
 
 PYTHON ?= python3
