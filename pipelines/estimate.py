@@ -25,8 +25,8 @@ def estimate(plan: Plan) -> str:
     size = min(_PROBE_SAMPLES, plan.lanes.size)
     lanes = Lanes(count=1, size=size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads_per_worker(plan))
+    threads, threads_before = threads_per_worker(plan, plan.lanes.world), torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         step = TrainStep(
             method,
@@ -43,7 +43,7 @@ def estimate(plan: Plan) -> str:
         step(batch)
         seconds = time.perf_counter() - began
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads_before)
     held = sum(p.numel() * p.element_size() for p in step.module.parameters())
     micro = plan.config.train.micro_batch or max(plan.lanes.counts) * plan.lanes.size
     passes = 1.0 if plan.config.train.micro_batch is None else 4 / 3  # gradient caching embeds once more, without graph
@@ -52,7 +52,7 @@ def estimate(plan: Plan) -> str:
     return (
         f"memory of a worker: about {memory / 2**30:.1f} GiB ({4 * held / 2**20:.0f} MiB weights, gradients and "
         f"optimiser; activations of {micro} samples)\n"
-        f"time on machines like this one ({device.type}, {threads_per_worker(plan)} thread(s) a worker): about "
+        f"time on machines like this one ({device.type}, {threads} thread(s) a worker): about "
         f"{duration(a_step)} a step, {duration(a_step * plan.total_steps)} for the run, if loading keeps up\n"
         "nothing was started"
     )

@@ -288,9 +288,9 @@ def default_workers() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def threads_per_worker(plan: Plan) -> int:
-    """CPU threads that a worker computes with where all run on this machine."""
-    return plan.config.train.threads or max(1, (os.cpu_count() or 1) // plan.lanes.world)
+def threads_per_worker(plan: Plan, workers_here: int) -> int:
+    """CPU threads that a worker computes with, where so many share its machine: its share of the cores."""
+    return plan.config.train.threads or max(1, (os.cpu_count() or 1) // workers_here)
 
 
 def loader_processes(data: DataConfig, *, gpu: bool, cores: int) -> int:

@@ -4,9 +4,7 @@
 """
 
 import ctypes
-import os
 import socket
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +18,11 @@ from pipelines.plan import (
     probe_sets,
     save_config,
     steps_to_prepare,
+    threads_per_worker,
 )
 from pipelines.run_folder import EXPORT, INIT
 from pipelines.worker_process import Job
+from ssl_core.collectives import Collectives
 from ssl_core.data.loader import LaneLoader
 from ssl_core.data.reader import Reader
 from ssl_core.export import WEIGHTS, load_weights, save_encoder
@@ -54,7 +54,7 @@ def keep_freed_memory() -> None:
 def run_worker(job: Job, context: RunContext) -> LoopResult:
     """Train this worker's lanes from the newest checkpoint on; rank 0 exports the encoder of a finished run."""
     plan = make_plan(job.config, rank=context.collectives.rank, workers=context.collectives.world)
-    cores = _cores(plan, context)
+    cores = threads_per_worker(plan, workers_here(context.collectives))
     torch.set_num_threads(cores)
     cv2.setNumThreads(1)  # the loader's threads are its parallelism; OpenCV's own pool would fight the step for cores
     encoder = plan.random_encoder()
@@ -109,15 +109,10 @@ def run_worker(job: Job, context: RunContext) -> LoopResult:
     return result
 
 
-def _cores(plan: Plan, context: RunContext) -> int:
-    """What the configuration says, or this worker's share."""
-    nodes = context.collectives.gather_objects(socket.gethostname())
-    return plan.config.train.threads or share_of_cores(os.cpu_count() or 1, nodes, rank=context.collectives.rank)
-
-
-def share_of_cores(cores: int, nodes: Sequence[str], *, rank: int) -> int:
-    """A worker's share of the cores of its node, at least one; `nodes` has each worker's."""
-    return max(1, cores // nodes.count(nodes[rank]))
+def workers_here(collectives: Collectives) -> int:
+    """How many of the run's workers this worker's node has, itself among them."""
+    here = socket.gethostname()
+    return collectives.gather_objects(here).count(here)
 
 
 def online_knn(plan: Plan, context: RunContext) -> OnlineKNN | None:

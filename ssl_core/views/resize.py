@@ -24,7 +24,8 @@ from ssl_core.views.image import Box, Image, Interpolation
 _REACH = {"bilinear": 1, "bicubic": 2}  # half the width of the kernel, in pixels of the smaller image
 _BETWEEN: dict[str, tuple[type[np.integer[Any]], int]] = {"bilinear": (np.uint8, 1), "bicubic": (np.int16, 64)}
 """What holds the rows that wait for their columns, and how many of its units a level is."""
-_FEW_TERMS = 6  # of weights in whole 256ths, each of which is off by half of one or so
+_PARTS = 256  # what a sum of rows has of them in 16 bits, whose weights are whole parts, each off by half of one or so
+_FEW_TERMS = 6  # at most in such a sum, see `_sum_in_16_bits`
 
 
 def crop_resize(
@@ -91,7 +92,7 @@ def _sums(
     weights = weights[:, : terms + terms % 2]
     if interpolation == "bilinear" and weights.shape[1] <= _FEW_TERMS:
         result = np.empty(weights.shape, np.uint16)
-        _round(weights, 256, result)
+        _round(weights, result)
     else:
         result = (gain * weights).astype(np.float32)
     return (first[::-1].copy(), result[::-1].copy()) if mirrored else (first, result)
@@ -119,18 +120,18 @@ def _fill(length: int, reach: int, cubic: bool, first: Image, weights: Image) ->
 
 
 @kept
-def _round(weights: Image, parts: int, result: Image) -> None:
+def _round(weights: Image, result: Image) -> None:
     """Write weights of sum 1 in whole parts, rounded in such a way that the sum stays: largest remainders upwards."""
     terms = weights.shape[1]
     for y in range(len(weights)):
-        missing = parts
+        missing = _PARTS
         for k in range(terms):
-            result[y, k] = int(parts * weights[y, k])
+            result[y, k] = int(_PARTS * weights[y, k])
             missing -= result[y, k]
         for _ in range(missing):
             largest, most = 0, -1.0
             for k in range(terms):
-                remainder = parts * weights[y, k] - result[y, k]
+                remainder = _PARTS * weights[y, k] - result[y, k]
                 if remainder > most:
                     largest, most = k, remainder
             result[y, largest] += 1

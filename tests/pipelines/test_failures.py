@@ -16,7 +16,7 @@ def words_of(error: Exception, rank: int) -> LastWords:
     """As a worker says them: from within, with its traceback."""
     try:
         raise error
-    except Exception as raised:  # noqa: BLE001 (any)
+    except Exception as raised:  # noqa: BLE001 (whichever error the test is about)
         return last_words(raised, attempt=1, rank=rank)
 
 

@@ -9,11 +9,20 @@ import pytest
 
 from pipelines import pack, probe
 from pipelines.config import compose, typed
-from pipelines.plan import Plan, check_inputs, loader_processes, make_plan, probe_data, probe_sets, with_absolute_paths
+from pipelines.plan import (
+    Plan,
+    check_inputs,
+    loader_processes,
+    make_plan,
+    probe_data,
+    probe_sets,
+    threads_per_worker,
+    with_absolute_paths,
+)
 from pipelines.pretrain import start_line
 from pipelines.pretrain_config import DataConfig
 from pipelines.run_folder import RunFolder
-from pipelines.worker import run_worker, share_of_cores
+from pipelines.worker import run_worker
 from pipelines.worker_process import Job
 from ssl_core.errors import UserError
 from ssl_core.train.context import InProcessContext
@@ -130,10 +139,11 @@ def test_loader_processes_keep_the_cores_beside_a_gpu_busy(
     assert loader_processes(data, gpu=gpu, cores=cores) == processes
 
 
-@pytest.mark.parametrize(("rank", "share"), [(0, 4), (1, 4), (2, 8)])
-def test_workers_share_the_cores_of_their_own_node(rank: int, share: int) -> None:
-    assert share_of_cores(8, ["a", "a", "b"], rank=rank) == share
-    assert share_of_cores(1, ["a", "a", "b"], rank=rank) == 1
+def test_workers_of_a_machine_share_its_cores(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    plan = planned(sets, "data.train=<>/a", "train.threads=null")
+    assert [threads_per_worker(plan, workers) for workers in (1, 2, 3, 9)] == [8, 4, 2, 1]
+    assert threads_per_worker(planned(sets, "data.train=<>/a", "train.threads=3"), 2) == 3
 
 
 def test_labels_are_asked_for_by_probes_alone(sets: Path) -> None:
